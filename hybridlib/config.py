@@ -1,0 +1,266 @@
+"""The schema of a study's parameters, and the runs that they resolve to; `studies.py` reads the files.
+
+Knows no torch, so that a plan can be made, and a bad file refused, before anything heavy is imported.
+"""
+
+import ast
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+# Radford et al. 2019, table 2; `nano` is the study's own size for two CPU cores.
+PRESETS = {
+    "nano": dict(n_layer=4, n_head=4, n_embd=128, block_size=512, vocab_size=1024),
+    "small": dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, vocab_size=50257),
+    "medium": dict(n_layer=24, n_head=16, n_embd=1024, block_size=1024, vocab_size=50257),
+}
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Model(Strict):
+    """A GPT-2: a preset's sizes, each of which may be overridden."""
+
+    preset: Literal["nano", "small", "medium"] = "nano"
+    n_layer: int = Field(ge=1)
+    n_head: int = Field(ge=1)
+    n_embd: int = Field(ge=1)
+    block_size: int = Field(ge=2)
+    vocab_size: int = Field(ge=2)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        return PRESETS.get(given.get("preset", "nano"), {}) | given if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "Model":
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd {self.n_embd} must be a multiple of n_head {self.n_head}")
+        return self
+
+
+class Source(Strict):
+    """Where batches come from; `paths` are files or folders of UTF-8 text, none means the standard library's source.
+
+    `max_mb` stops reading text after that many megabytes, for a study that must start at once.
+    """
+
+    kind: Literal["uniform", "markov", "text"]
+    tokenizer_vocab: int | None = Field(default=None, ge=257)
+    paths: list[str] = []
+    max_mb: float | None = Field(default=None, gt=0)
+    held_out_pct: float = Field(default=5.0, gt=0, lt=100)
+    max_mb: float | None = Field(default=None, gt=0)  # of text, for a quick look
+    successors: int = Field(default=4, ge=1)
+
+    @model_validator(mode="after")
+    def _text_alone_has_a_tokenizer(self) -> "Source":
+        if self.kind != "text" and (self.tokenizer_vocab is not None or self.paths or self.max_mb is not None):
+            raise ValueError(f"tokenizer_vocab, paths and max_mb belong to kind text, not {self.kind}")
+        return self
+
+
+class Schedule(Strict):
+    """Lengths of the phases in nominal steps: Warmup once, then cycles of Full, Predict, Correct."""
+
+    warmup: int = Field(default=10, ge=0)
+    full: int = Field(ge=1)
+    predict: int = Field(ge=1)
+    correct: int = Field(ge=1)
+
+
+class Predictor(Strict):
+    """A predictor's name, which is its file's in `training/predictors/`, and its settings."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _known(self) -> "Predictor":
+        known = predictor_settings()
+        if self.name not in known:
+            raise ValueError(f"no predictor {self.name!r}; there are {', '.join(sorted(known))}")
+        if unknown := sorted(set(self.settings) - known[self.name]):
+            allowed = ", ".join(sorted(known[self.name])) or "no settings"
+            raise ValueError(f"predictor {self.name} has no setting {', '.join(unknown)}; it takes {allowed}")
+        return self
+
+
+class Optimizer(Strict):
+    """Adam as in the brief: constant learning rate, no weight decay."""
+
+    lr: float = Field(default=6e-4, gt=0)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+
+
+class Guards(Strict):
+    """Margins of the jump gate and the divergence monitor, fixed before any run."""
+
+    jump_margin_nats: float = Field(default=4.0, gt=0)
+    window_steps: int = Field(default=50, ge=2)
+    sigmas: float = Field(default=6.0, gt=0)
+    floor_nats: float = Field(default=0.5, gt=0)
+    grace_steps: int = Field(default=3, ge=0)
+
+
+class Fault(Strict):
+    """A fault put in on purpose: the learning rate times `factor` for one real step."""
+
+    kind: Literal["lr_spike"]
+    step: int = Field(ge=1)
+    factor: float = Field(gt=1)
+
+
+class Arm(Strict):
+    """A configuration: everything by which two runs on the same data and seed may differ."""
+
+    about: str = ""
+    role: Literal["baseline", "arm", "control", "peer", "ablation", "stress"] = "arm"
+    schedule: Schedule | None = None
+    predictor: Predictor | None = None
+    optimizer: Optimizer = Optimizer()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulation: int = Field(default=1, ge=1)
+    memory: Literal["keep", "offload"] = "keep"
+    guards: Guards = Guards()
+    extend: float = Field(default=1.0, ge=1.0, le=2.0)
+    fault: Fault | None = None
+    steps: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    seq_len: int | None = Field(default=None, ge=2)
+
+    @model_validator(mode="after")
+    def _schedule_and_predictor_go_together(self) -> "Arm":
+        if (self.schedule is None) != (self.predictor is None):
+            raise ValueError("schedule and predictor go together: give both, or neither for plain training")
+        return self
+
+
+class Run(Arm):
+    """One run, complete: an arm x a seed x a data source of a study. All that its records depend on is here."""
+
+    study: str
+    arm: str
+    data: str
+    seed: int = Field(ge=0)
+    model: Model
+    source: Source
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    seq_len: int = Field(ge=2)
+    log_every: int
+    eval_every: int
+    eval_batches: int
+    snapshot_every: int
+    threads: int
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Run":
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
+        if self.seq_len > self.model.block_size:
+            raise ValueError(f"seq_len {self.seq_len} is longer than the model's block_size {self.model.block_size}")
+        if (vocab := self.source.tokenizer_vocab or 0) > self.model.vocab_size:
+            raise ValueError(f"tokenizer_vocab {vocab} is larger than the model's vocab_size {self.model.vocab_size}")
+        if self.schedule and self.schedule.warmup >= self.steps:
+            raise ValueError(f"schedule.warmup {self.schedule.warmup} leaves nothing of the {self.steps} steps")
+        return self
+
+    @property
+    def id(self) -> str:
+        return f"{self.arm}-{self.data}-s{self.seed}"
+
+    @property
+    def sha256(self) -> str:
+        """Of everything that can change a record; descriptions and the study's name can't."""
+        values = self.model_dump(exclude={"study", "about", "role"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+class Sweep(Strict):
+    """A line of the plan: arms x data x seeds; `full: true` leaves it to `--full`."""
+
+    arms: list[str] = Field(min_length=1)
+    data: list[str] = Field(min_length=1)
+    seeds: list[int] | None = None
+    full: bool = False
+
+
+class Study(Strict):
+    """A study: sizes, data sources, arms, and the plan of what is run in each stage."""
+
+    study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    about: str = ""
+    model: Model
+    sources: dict[str, Source] = Field(min_length=1)
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    seq_len: int = Field(ge=2)
+    log_every: int = Field(default=10, ge=1)
+    eval_every: int = Field(default=20, ge=1)
+    eval_batches: int = Field(default=16, ge=1)
+    snapshot_every: int = Field(default=80, ge=1)
+    threads: int = Field(default=2, ge=1)
+    seeds: list[int] = Field(min_length=1)
+    pilot_seeds: list[int] = []
+    arms: dict[str, Arm] = Field(min_length=1)
+    plan: dict[Literal["benchmark", "stress", "ablation"], list[Sweep]] = {}
+    chapters: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _plan_is_possible(self) -> "Study":
+        if shared := sorted(set(self.seeds) & set(self.pilot_seeds)):
+            raise ValueError(f"seeds {shared} are both reported and pilot seeds: tuning may not see a reported seed")
+        for stage, sweeps in self.plan.items():
+            for sweep in sweeps:
+                for arm in sweep.arms:
+                    for data in sweep.data:
+                        self.run(arm, data, (sweep.seeds or self.seeds)[0], where=f"plan.{stage}")
+        return self
+
+    def run(self, arm: str, data: str, seed: int, where: str = "run") -> Run:
+        """The run of one arm on one data source and seed; raises `ValueError` for an unknown name or an impossible mix."""
+        for name, known, what in ((arm, self.arms, "arm"), (data, self.sources, "data source")):
+            if name not in known:
+                raise ValueError(f"{where}: no {what} {name!r}; there are {', '.join(known)}")
+        shape = {k: getattr(self, k) for k in SHAPE}
+        given = {k: v for k, v in self.arms[arm].model_dump().items() if v is not None}
+        names = dict(study=self.study, arm=arm, data=data, seed=seed)
+        try:
+            return Run(**shape | given | names, model=self.model, source=self.sources[data])
+        except ValidationError as error:
+            raise ValueError("; ".join(f"arms.{arm} on {data}: {e['msg']}" for e in error.errors())) from None
+
+
+SHAPE = ("steps", "batch_size", "seq_len", "log_every", "eval_every", "eval_batches", "snapshot_every", "threads")
+
+
+def predictor_settings() -> dict[str, set[str]]:
+    """Every predictor's settings, read from the source of `training/predictors/` without importing it.
+
+    They are the arguments of its `__init__`, or of that of the predictor that it derives from.
+    """
+    folder = Path(__file__).parent / "training" / "predictors"
+    trees = {path.stem: ast.parse(path.read_text()) for path in sorted(folder.glob("[a-z]*.py"))}
+    classes = {n.name: n for tree in trees.values() for n in tree.body if isinstance(n, ast.ClassDef)}
+
+    def settings(cls: ast.ClassDef) -> set[str]:
+        for node in cls.body:
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                return {a.arg for a in node.args.args + node.args.kwonlyargs} - {"self"}
+        return set().union(*(settings(classes[b.id]) for b in cls.bases if getattr(b, "id", "") in classes))
+
+    named = {stem: stem.title().replace("_", "") for stem in trees if stem != "base"}
+    return {stem: settings(classes[name]) for stem, name in named.items() if name in classes}

@@ -1,0 +1,53 @@
+"""How far a run is: what a plan needs to know before it starts one, and a run before it goes on."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from hybridlib.config import Run
+from hybridlib.provenance import training_sha256
+from hybridlib.records import RunFolder
+from hybridlib.studies import OUTPUTS
+
+State = Literal["missing", "partial", "stale", "extendable", "complete"]
+
+
+def folder(run: Run) -> Path:
+    """Where a run's records lie."""
+    return OUTPUTS / run.study / "runs" / run.id
+
+
+def checkpoint_path(run: Run) -> Path:
+    return folder(run) / "checkpoint.safetensors"
+
+
+def state(run: Run) -> State:
+    """`stale`: other parameters or other training code; `extendable`: done but for the way to its target.
+
+    A run is extendable once its baseline is known, while it has not reached that loss and may still go on.
+    """
+    facts = RunFolder(folder(run)).facts
+    if facts is None:
+        return "partial" if checkpoint_path(run).exists() else "missing"
+    if not is_current(run, facts):
+        return "stale"
+    return "extendable" if may_extend(run, facts["last_step"]) else "complete"
+
+
+def is_current(run: Run, facts: dict[str, Any]) -> bool:
+    """Whether records (or a checkpoint) with these facts were made by these parameters and this code."""
+    return facts["parameters_sha256"] == run.sha256 and facts["training_sha256"] == training_sha256()
+
+
+def target_loss(run: Run) -> float | None:
+    """The final held-out loss of the baseline on the same data and seed; None while there is no such record."""
+    beside = folder(run).with_name(f"baseline-{run.data}-s{run.seed}")
+    facts = RunFolder(beside).facts
+    return facts["summary"]["held_out_loss"] if facts else None
+
+
+def may_extend(run: Run, last_step: int) -> bool:
+    """Whether the run should go on past its nominal steps: a target, not reached yet, and steps left to try."""
+    target = target_loss(run)
+    if run.extend == 1.0 or target is None or last_step >= int(run.extend * run.steps):
+        return False
+    return RunFolder(folder(run)).evals().held_out_loss.min() > target

@@ -1,0 +1,63 @@
+"""Where a record comes from: the code, the machine and the packages that made it."""
+
+import ast
+import hashlib
+import platform
+import subprocess
+from datetime import datetime, timezone
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
+
+
+@cache
+def training_sha256() -> str:
+    """Hash of the code that a record depends on: `training/` and `records.py`, comments and docstrings left out.
+
+    A record is up to date while this hash and its parameters' are the same; a better docstring costs no rerun.
+    """
+    digest = hashlib.sha256()
+    for path in [HERE / "records.py", *sorted((HERE / "training").rglob("*.py"))]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+                if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+                    body[0].value.value = ""
+        digest.update(f"{path.relative_to(HERE)}\n{ast.dump(tree)}\n".encode())
+    return digest.hexdigest()
+
+
+def git(*args: str) -> str:
+    """Output of a git command in the project's folder; empty where there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", *args], cwd=HERE, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def code() -> dict[str, str | bool]:
+    """Commit, whether code or parameters differ from it, and the hash of the training code."""
+    changed = git("status", "--porcelain", "--", "../hybridlib", "../params", "../notebooks", "../run_all.py")
+    return dict(commit=git("rev-parse", "HEAD"), dirty=bool(changed), training_sha256=training_sha256())
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def processor() -> str:
+    """The CPU's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

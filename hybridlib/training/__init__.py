@@ -1,0 +1,1 @@
+"""Training: models, data, the four phases, predictors. Writes records; knows nothing of their analysis."""

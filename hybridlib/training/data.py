@@ -1,0 +1,106 @@
+"""Data sources: a batch is a pure function of (seed, real step), so no phase and no restart can change what is seen."""
+
+import hashlib
+import math
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from hybridlib.config import Source
+from hybridlib.training.corpus import load_corpus
+from hybridlib.training.models import Batch
+
+HELD_OUT = 0x4E1D  # takes a seed's place for held-out batches: the same for every run
+
+
+class DataSource(Protocol):
+    """What training needs of a source. `floor_nats` is the lowest loss possible, None where it is not known."""
+
+    sha256: str
+    floor_nats: float | None
+
+    def batch(self, seed: int, step: int) -> Batch: ...
+    def held_out(self, index: int) -> Batch: ...
+
+
+def open_source(source: Source, vocab_size: int, batch_size: int, seq_len: int) -> DataSource:
+    """The source with batches of (batch_size, seq_len). Raises `CorpusError` for text that can't be used."""
+    if source.kind == "uniform":
+        return Uniform(vocab_size, batch_size, seq_len)
+    if source.kind == "markov":
+        return Markov(vocab_size, source.successors, batch_size, seq_len)
+    return Text(source, vocab_size, batch_size, seq_len)
+
+
+def as_batch(tokens: np.ndarray) -> Batch:
+    """(batch, seq + 1) tokens -> inputs and the targets that follow them."""
+    both = torch.from_numpy(tokens.astype(np.int64))
+    return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+
+
+class Uniform:
+    """Independent uniform tokens: nothing can be learned below ln V, so no arm can fail here."""
+
+    def __init__(self, vocab_size: int, batch_size: int, seq_len: int) -> None:
+        self.vocab_size, self.shape = vocab_size, (batch_size, seq_len + 1)
+        self.floor_nats = math.log(vocab_size)
+        self.sha256 = hashlib.sha256(f"uniform {vocab_size}".encode()).hexdigest()
+
+    def batch(self, seed: int, step: int) -> Batch:
+        return as_batch(np.random.default_rng([seed, step]).integers(self.vocab_size, size=self.shape))
+
+    def held_out(self, index: int) -> Batch:
+        return self.batch(HELD_OUT, index)
+
+
+class Markov:
+    """A sparse first-order chain: each token has a few successors, drawn with Zipf weights 1/rank.
+
+    Every token's successors carry the same weights, so the entropy rate is the weights' entropy, whatever the
+    stationary distribution is.
+    """
+
+    def __init__(self, vocab_size: int, successors: int, batch_size: int, seq_len: int) -> None:
+        rng = np.random.default_rng(0)
+        orders = np.argsort(rng.random((vocab_size, vocab_size)), axis=1)
+        self.successors = orders[:, :successors]  # (vocab, successors), distinct in a row
+        weights = 1.0 / np.arange(1, successors + 1)
+        self.weights = weights / weights.sum()
+        self.vocab_size, self.batch_size, self.seq_len = vocab_size, batch_size, seq_len
+        self.floor_nats = float(-(self.weights * np.log(self.weights)).sum())
+        self.sha256 = hashlib.sha256(self.successors.astype(np.int64).tobytes()).hexdigest()
+
+    def batch(self, seed: int, step: int) -> Batch:
+        rng = np.random.default_rng([seed, step])
+        ranks = rng.choice(len(self.weights), size=(self.seq_len, self.batch_size), p=self.weights)
+        tokens = np.empty((self.seq_len + 1, self.batch_size), dtype=np.int64)
+        tokens[0] = rng.integers(self.vocab_size, size=self.batch_size)
+        for t, rank in enumerate(ranks):
+            tokens[t + 1] = self.successors[tokens[t], rank]
+        return as_batch(tokens.T)
+
+    def held_out(self, index: int) -> Batch:
+        return self.batch(HELD_OUT, index)
+
+
+class Text:
+    """Windows at random places of a tokenised corpus; held-out windows come from files that training never sees."""
+
+    floor_nats = None
+
+    def __init__(self, source: Source, vocab_size: int, batch_size: int, seq_len: int) -> None:
+        corpus = load_corpus(source, vocab_size)
+        self.train_tokens, self.held_out_tokens, self.sha256 = corpus.train, corpus.held_out, corpus.sha256
+        self.batch_size, self.seq_len = batch_size, seq_len
+        corpus.require(seq_len + 1)
+
+    def batch(self, seed: int, step: int) -> Batch:
+        return self._windows(self.train_tokens, seed, step)
+
+    def held_out(self, index: int) -> Batch:
+        return self._windows(self.held_out_tokens, HELD_OUT, index)
+
+    def _windows(self, tokens: np.ndarray, seed: int, step: int) -> Batch:
+        starts = np.random.default_rng([seed, step]).integers(len(tokens) - self.seq_len, size=self.batch_size)
+        return as_batch(np.stack([tokens[s : s + self.seq_len + 1] for s in starts]))

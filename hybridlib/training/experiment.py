@@ -1,0 +1,191 @@
+"""One run of the study, from parameters to records: the loop around HybridTrainer, resumable at any moment."""
+
+import math
+from contextlib import contextmanager
+from typing import Any, Iterator
+
+import torch
+from torch import nn
+
+from hybridlib import progress, provenance
+from hybridlib.config import Fault, Run
+from hybridlib.records import EvalRecord, RunFolder
+from hybridlib.summary import UNTIMED_STEPS, summarise
+from hybridlib.training.checkpoint import CheckpointFile
+from hybridlib.training.data import DataSource, open_source
+from hybridlib.training.guards import DivergenceMonitor
+from hybridlib.training.memory import KeepOnDevice, PredictAware, give_back
+from hybridlib.training.meter import Meter, nvml_used_mb
+from hybridlib.training.models import Batch, build, loss_fn
+from hybridlib.training.phases import Phase, PhaseSchedule
+from hybridlib.training.predictors import make_predictor
+from hybridlib.training.trainer import HybridTrainer
+
+
+def pick_device(name: str, threads: int) -> torch.device:
+    """`auto` is the first GPU, else the CPU. Sets the number of threads; all algorithms are deterministic."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    if name == "auto":
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {name}: this machine has no usable CUDA GPU; use cpu or auto")
+    return torch.device(name)
+
+
+def device_name(device: torch.device, threads: int) -> str:
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    return f"cpu: {provenance.processor()}, {threads} threads"
+
+
+def make_trainer(run: Run, device: torch.device, **storage: Any) -> HybridTrainer:
+    """Model, optimizer, schedule, predictor and guards of a run, put together."""
+    model = build(run.model, run.seed).to(device)
+    settings = run.optimizer
+    betas = settings.beta1, settings.beta2
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
+    lengths = run.schedule.model_dump() if run.schedule else dict(warmup=10, full=40, predict=0, correct=0)
+    name, options = (run.predictor.name, run.predictor.settings) if run.predictor else ("hold", {})
+    guards = run.guards.model_dump()
+    return HybridTrainer(
+        model,
+        optimizer,
+        loss_fn,
+        PhaseSchedule(**lengths, total=run.steps),
+        make_predictor(name, **options),
+        accumulation=run.accumulation,
+        precision=run.precision,
+        memory=PredictAware(optimizer) if run.memory == "offload" else KeepOnDevice(),
+        jump_margin_nats=guards.pop("jump_margin_nats"),
+        monitor=DivergenceMonitor(**guards),
+        snapshot_every=run.snapshot_every,
+        log_every=run.log_every,
+        **storage,
+    )
+
+
+def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
+    """Takes a run to its end, or on from its last checkpoint, and returns its `run.json`."""
+    device = pick_device(device_choice, run.threads)
+    records = RunFolder(progress.folder(run))
+    source = open_source(run.source, run.model.vocab_size, run.batch_size, run.seq_len)
+    warm_up_kernels(run, device)
+    give_back()
+    meter = Meter(device)  # before there is a model: what memory is counted from
+    about = dict(parameters_sha256=run.sha256, training_sha256=provenance.training_sha256())
+    about |= dict(started_at=provenance.now(), device=device_name(device, run.threads), corpus_sha256=source.sha256)
+    file = CheckpointFile(progress.checkpoint_path(run), records.flush, about)
+    trainer = make_trainer(run, device, snapshots=file, meter=meter)
+    resumed = resume(run, trainer, records, file)
+    loop = Loop(run, trainer, records, source)
+    loop.until(run.steps)
+    if run.extend > 1:
+        trainer.snapshot()  # where an extension starts, should the target be known only later
+        loop.extend()
+    facts = dict(study=run.study, arm=run.arm, role=run.role, data=run.data, seed=run.seed)
+    facts |= dict(parameters=run.model_dump(), floor_nats=source.floor_nats, code=provenance.code()) | file.about
+    facts |= dict(
+        versions=provenance.versions(),
+        ended_at=provenance.now(),
+        resumed=resumed,
+        model_parameters=sum(weight.numel() for _, weight in trainer.weights),
+        memory_floor_mb=trainer.meter.floor_mb,
+        nvml_used_mb=nvml_used_mb(device),
+        target_loss=progress.target_loss(run),
+        last_step=trainer.state.step - 1,
+    )
+    tokens = run.batch_size * run.seq_len
+    facts["summary"] = summarise(records.flushed_steps(), records.evals(), run.steps, tokens)
+    records.finish(facts)
+    if run.extend == 1 or facts["target_loss"] is not None:
+        progress.checkpoint_path(run).unlink(missing_ok=True)
+    return facts
+
+
+def resume(run: Run, trainer: HybridTrainer, records: RunFolder, file: CheckpointFile) -> bool:
+    """Loads the last checkpoint if this code and these parameters made it; else clears the folder for a fresh start."""
+    snapshot = file.load()
+    if snapshot is None or not progress.is_current(run, snapshot[1]) or snapshot[1]["device"] != file.about["device"]:
+        for name in ("steps.csv", "evals.csv", "run.json", "checkpoint.safetensors"):
+            (records.path / name).unlink(missing_ok=True)
+        return False
+    trainer.load_state_dict(*snapshot)
+    file.about["started_at"] = snapshot[1]["started_at"]
+    (records.path / "run.json").unlink(missing_ok=True)
+    records.truncate(trainer.state.step - 1)
+    return True
+
+
+class Loop:
+    """Nominal steps, one after the other: batch, step, record, and the held-out loss off the clock."""
+
+    def __init__(self, run: Run, trainer: HybridTrainer, records: RunFolder, source: DataSource) -> None:
+        self.run, self.trainer, self.records, self.source = run, trainer, records, source
+        self.held_out = [self._on_device(source.held_out(i)) for i in range(run.eval_batches)]
+        done = records.flushed_steps()
+        self.train_s = float(done[done.step > UNTIMED_STEPS].step_s.sum())
+        self.held_out_loss = math.inf
+
+    def until(self, last_step: int) -> None:
+        while self.trainer.state.step <= last_step:
+            self._step()
+        self.records.flush()
+
+    def extend(self) -> None:
+        """Goes on with the schedule until the baseline's final held-out loss, at most to `extend` x nominal steps."""
+        if progress.may_extend(self.run, self.trainer.state.step - 1):
+            target = progress.target_loss(self.run)
+            while self.trainer.state.step <= int(self.run.extend * self.run.steps) and self.held_out_loss > target:
+                self._step()
+        self.records.flush()
+
+    def _step(self) -> None:
+        trainer, run, state = self.trainer, self.run, self.trainer.state
+        batch = self._on_device(self.source.batch(run.seed, trainer.real_steps))
+        with spiked(trainer.optimizer, run.fault, state.step) as faulty:
+            record = trainer.step(batch)
+        if faulty:
+            record.event = "+".join(filter(None, (record.event, "fault")))
+        self.records.add(record)
+        self.train_s += record.step_s if state.step > UNTIMED_STEPS else 0.0
+        ends_correct = state.phase is Phase.CORRECT and state.index == state.length - 1
+        on_grid = state.step % run.eval_every == 0 and state.real
+        if ends_correct or on_grid or state.step == run.steps:
+            self.held_out_loss = held_out_loss(trainer.model, self.held_out)
+            self.records.add(EvalRecord(state.step, trainer.real_steps, self.train_s, self.held_out_loss))
+        if state.step % run.log_every == 0:
+            self.records.flush()
+
+    def _on_device(self, batch: Batch) -> Batch:
+        return tuple(part.to(self.trainer.device) for part in batch)
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, batches: list[Batch]) -> float:
+    """Mean loss in nats over fixed batches, in float32 whatever the arm's precision."""
+    return sum(float(loss_fn(model, batch)) for batch in batches) / len(batches)
+
+
+@contextmanager
+def spiked(optimizer: torch.optim.Optimizer, fault: Fault | None, step: int) -> Iterator[bool]:
+    """Puts a fault into one step: the learning rate times `factor`. Yields whether it did."""
+    if fault is None or fault.step != step:
+        yield False
+        return
+    for group in optimizer.param_groups:
+        group["lr"] *= fault.factor
+    yield True
+    for group in optimizer.param_groups:
+        group["lr"] /= fault.factor
+
+
+def warm_up_kernels(run: Run, device: torch.device) -> None:
+    """One step of a small throw-away model, so that loading libraries is neither in a step's time nor in its memory."""
+    small = run.model.model_copy(update=dict(preset="nano", n_layer=1, n_head=2, n_embd=32))
+    tokens = torch.zeros((run.accumulation, 8), dtype=torch.int64, device=device)
+    model = build(small, 0).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        loss_fn(model, (tokens, tokens)).backward()
+    optimizer.step()

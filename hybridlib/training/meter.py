@@ -1,0 +1,71 @@
+"""Wall-clock time and peak memory of a step, on a GPU or a CPU."""
+
+import time
+from pathlib import Path
+
+import torch
+
+MB = 1e6
+
+
+class Meter:
+    """A stopwatch that waits for the device, and the peak memory since the last `enter_phase`.
+
+    Memory on a GPU is what the CUDA allocator has handed out. On a CPU it is resident memory above `floor_mb`, what
+    the process held before there was a model: interpreter, libraries, corpus. Without Linux's /proc it is 0.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.floor_mb = 0.0 if device.type == "cuda" else _status_mb("VmRSS")
+        self._started_s = 0.0
+
+    def start(self) -> None:
+        self._synchronise()
+        self._started_s = time.perf_counter()
+
+    def stop(self) -> float:
+        """Seconds since `start`, the device's outstanding work included."""
+        self._synchronise()
+        return time.perf_counter() - self._started_s
+
+    def enter_phase(self) -> None:
+        """Peak memory counts from here."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            try:
+                Path("/proc/self/clear_refs").write_text("5")
+            except OSError:
+                pass  # the peak then counts from the process's start: too high, never too low
+
+    def peak_mb(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / MB
+        return max(0.0, _status_mb("VmHWM") - self.floor_mb)
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def _status_mb(key: str) -> float:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next(int(line.split()[1]) * 1024 / MB for line in lines if line.startswith(key + ":"))
+
+
+def nvml_used_mb(device: torch.device) -> float | None:
+    """Memory in use on a GPU as its driver counts it, all processes together; None without an NVIDIA driver."""
+    if device.type != "cuda":
+        return None
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        uuid = torch.cuda.get_device_properties(device).uuid
+        return pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")).used / MB
+    except pynvml.NVMLError:
+        return None

@@ -1,0 +1,63 @@
+"""GPT-2 from transformers, without dropout, and what its size predicts: parameters, FLOPs, bytes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hybridlib.config import Model
+
+Batch = tuple[Tensor, Tensor]  # input and target tokens, each (batch, seq) int64
+
+
+def build(sizes: Model, seed: int) -> GPT2LMHeadModel:
+    """A freshly initialised GPT-2; the weights are a function of sizes and seed alone."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=sizes.vocab_size,
+        n_positions=sizes.block_size,
+        n_embd=sizes.n_embd,
+        n_layer=sizes.n_layer,
+        n_head=sizes.n_head,
+        activation_function="gelu_pytorch_tanh",  # gelu_new in one kernel
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=None,
+        eos_token_id=None,
+        use_cache=False,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross-entropy in nats over all tokens of a batch, a scalar in float32."""
+    tokens, targets = batch
+    logits = model(input_ids=tokens).logits  # (batch, seq, vocab)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def parameter_count(sizes: Model) -> int:
+    """Parameters by formula; the output head is tied to the token embedding (Radford et al. 2019)."""
+    d = sizes.n_embd
+    layer_norms = 2 * 2 * d
+    attention = d * 3 * d + 3 * d + d * d + d
+    mlp = d * 4 * d + 4 * d + 4 * d * d + d
+    return (sizes.vocab_size + sizes.block_size) * d + sizes.n_layer * (layer_norms + attention + mlp) + 2 * d
+
+
+def flops_per_token(sizes: Model, seq_len: int) -> int:
+    """Floating-point operations of one forward and backward pass a token (Chowdhery et al. 2022, appendix B).
+
+    6 for every parameter that enters a matrix product (the tied embedding does, as output head; positions and
+    vectors do not), and 12 x layers x width x sequence for attention's two products.
+    """
+    d = sizes.n_embd
+    in_products = sizes.n_layer * 12 * d * d + sizes.vocab_size * d
+    return 6 * in_products + 12 * sizes.n_layer * d * seq_len
+
+
+def state_bytes(sizes: Model) -> dict[str, int]:
+    """Bytes of what training keeps in float32: weights, gradients, Adam's two moments."""
+    weights = 4 * parameter_count(sizes)
+    return dict(weights=weights, gradients=weights, adam=2 * weights)

@@ -1,0 +1,86 @@
+"""The four phases as a pure state machine: it can be drawn, unrolled and tested without a tensor."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Iterator, Literal
+
+Event = Literal["step", "rejected", "rollback"]
+
+
+class Phase(StrEnum):
+    WARMUP = "warmup"
+    FULL = "full"
+    PREDICT = "predict"
+    CORRECT = "correct"
+
+
+@dataclass(frozen=True)
+class PhaseState:
+    """The nominal step about to be taken: its number from 1, its phase, and its place in the phase."""
+
+    step: int
+    phase: Phase
+    index: int  # of the step in its phase, from 0
+    length: int  # of the phase; in Predict this is the horizon
+    cycle: int  # 0 in Warmup, then from 1
+
+    @property
+    def real(self) -> bool:
+        return self.phase is not Phase.PREDICT
+
+
+@dataclass(frozen=True)
+class PhaseSchedule:
+    """Lengths in nominal steps: Warmup once, then cycles of Full, Predict, Correct; `total` is the nominal end.
+
+    The last Predict before `total` is shortened so that its Correct ends there: a run must not end on weights that
+    nothing has corrected. After `total` cycles go on at full length. `predict=0` is plain training.
+    """
+
+    warmup: int
+    full: int
+    predict: int
+    correct: int
+    total: int
+
+    def __post_init__(self) -> None:
+        if self.full < 1 or min(self.warmup, self.predict, self.correct) < 0 or self.total < 1:
+            raise ValueError(f"a schedule needs full >= 1, total >= 1 and no negative length: {self}")
+
+    def start(self) -> PhaseState:
+        if self.warmup:
+            return PhaseState(1, Phase.WARMUP, 0, self.warmup, 0)
+        return PhaseState(1, Phase.FULL, 0, self.full, 1)
+
+    def advance(self, state: PhaseState, event: Event = "step") -> PhaseState:
+        """The state after one nominal step. A rejected jump or a rollback ends the phase; Full begins."""
+        after = replace(state, step=state.step + 1, index=state.index + 1)
+        if event != "step":
+            return self._enter(Phase.FULL, after, self.full, state.cycle + 1)
+        if after.index < state.length:
+            return after
+        if state.phase is Phase.FULL and (horizon := self._horizon(after.step)):
+            return self._enter(Phase.PREDICT, after, horizon, state.cycle)
+        if state.phase is Phase.PREDICT and self.correct:
+            return self._enter(Phase.CORRECT, after, self.correct, state.cycle)
+        return self._enter(Phase.FULL, after, self.full, state.cycle + 1)
+
+    def unroll(self, steps: int | None = None) -> Iterator[PhaseState]:
+        """The states of a run in which every jump is accepted."""
+        state = self.start()
+        for _ in range(self.total if steps is None else steps):
+            yield state
+            state = self.advance(state)
+
+    def shares(self) -> dict[Phase, float]:
+        """Each phase's share of the nominal steps that follow Warmup."""
+        after = [state.phase for state in self.unroll() if state.phase is not Phase.WARMUP]
+        return {phase: after.count(phase) / max(len(after), 1) for phase in Phase if phase is not Phase.WARMUP}
+
+    def _horizon(self, step: int) -> int:
+        left = self.total - step + 1
+        return self.predict if left <= 0 else max(0, min(self.predict, left - self.correct))
+
+    @staticmethod
+    def _enter(phase: Phase, after: PhaseState, length: int, cycle: int) -> PhaseState:
+        return PhaseState(after.step, phase, 0, length, cycle)

@@ -1,0 +1,47 @@
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from hybridlib.training.predictors.base import Predictor, Weights
+
+
+class Nesterov(Predictor):
+    """Outer Nesterov momentum on the displacement between landing points (DiLoCo, Douillard et al. 2023, algorithm 1,
+    with one worker). The displacement since the last landing is replaced by `gain` times its look-ahead.
+    """
+
+    copies = 2  # the last landing point, the momentum
+
+    def __init__(self, gain: float = 0.7, momentum: float = 0.7) -> None:
+        super().__init__()
+        self.gain, self.momentum = gain, momentum
+
+    def start(self, weights: Weights) -> None:
+        """The first landing point is where learning began; later ones are the predictor's own."""
+        if not self.store.names():
+            for name, weight in weights:
+                self.store.put(f"anchor.{name}", weight)
+                self.store.put(f"momentum.{name}", torch.zeros_like(weight))
+
+    @torch.no_grad()
+    def predict(self, weights: Weights, horizon: int) -> None:
+        by_shape = sorted(weights, key=lambda named: tuple(named[1].shape))
+        for _, group in groupby(by_shape, key=lambda named: named[1].shape):
+            group = list(group)
+            ahead = [self._look_ahead(name, weight) for name, weight in group]
+            for (name, weight), jump in zip(group, self.directions(group, ahead)):
+                anchor = self.store.get(f"anchor.{name}", weight.device)
+                weight.copy_(anchor.add_(jump, alpha=self.gain))
+                self.store.put(f"anchor.{name}", weight)
+
+    def _look_ahead(self, name: str, weight: Tensor) -> Tensor:
+        displacement = weight - self.store.get(f"anchor.{name}", weight.device)
+        momentum = self.store.get(f"momentum.{name}", weight.device)
+        momentum.mul_(self.momentum).add_(displacement)
+        self.store.put(f"momentum.{name}", momentum)
+        return displacement.add_(momentum, alpha=self.momentum)
+
+    def directions(self, group: Weights, ahead: list[Tensor]) -> list[Tensor]:
+        """The jump's direction for parameters of equal shape; here the look-ahead as it is."""
+        return ahead

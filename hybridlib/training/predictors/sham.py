@@ -1,0 +1,30 @@
+import zlib
+
+import torch
+from torch import Tensor
+
+from hybridlib.training.predictors.base import Weights
+from hybridlib.training.predictors.spectral import Spectral
+
+
+class Sham(Spectral):
+    """Control: a random direction with the norm of each tensor's spectral jump. If it does as well, direction is nothing."""
+
+    def start(self, weights: Weights) -> None:
+        super().start(weights)
+        if "jumps" not in self.store:
+            self.store.put("jumps", torch.zeros((), dtype=torch.int64))
+
+    def predict(self, weights: Weights, horizon: int) -> None:
+        super().predict(weights, horizon)
+        self.store.put("jumps", self.store.get("jumps") + 1)
+
+    def directions(self, group: Weights, ahead: list[Tensor]) -> list[Tensor]:
+        true = super().directions(group, ahead)
+        return [self._random_like(name, jump) for (name, _), jump in zip(group, true)]
+
+    def _random_like(self, name: str, jump: Tensor) -> Tensor:
+        seed = zlib.crc32(f"{name} {int(self.store.get('jumps'))}".encode())
+        noise = torch.randn(jump.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+        noise = noise.to(jump.device, jump.dtype)
+        return noise * (jump.norm() / noise.norm())

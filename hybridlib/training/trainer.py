@@ -1,0 +1,199 @@
+"""HybridTrainer: the only place where phases meet tensors."""
+
+import math
+from typing import Any, Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hybridlib.records import StepRecord
+from hybridlib.training.checkpoint import Snapshots, Tensors, load_optimizer, optimizer_tensors
+from hybridlib.training.guards import DivergenceMonitor, accepts_jump
+from hybridlib.training.memory import KeepOnDevice, PredictAware, Store
+from hybridlib.training.meter import Meter
+from hybridlib.training.models import Batch
+from hybridlib.training.phases import Event, Phase, PhaseSchedule, PhaseState
+from hybridlib.training.predictors.base import Predictor, Weights
+
+
+class HybridTrainer:
+    """Trains any module with any optimizer, predicting the steps that the schedule gives to Predict.
+
+    With no Predict steps it is bitwise the plain loop. `loss_fn(module, batch)` returns a mean over the batch, a batch
+    being a tuple of tensors with the batch on their first axis; `accumulation` micro-batches make up a step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        loss_fn: Callable[[nn.Module, Batch], Tensor],
+        schedule: PhaseSchedule,
+        predictor: Predictor,
+        *,
+        accumulation: int = 1,
+        precision: str = "fp32",
+        memory: KeepOnDevice | PredictAware | None = None,
+        monitor: DivergenceMonitor | None = None,
+        jump_margin_nats: float = 4.0,
+        meter: Meter | None = None,
+        snapshots: Snapshots | None = None,
+        snapshot_every: int = 80,
+        log_every: int = 10,
+    ) -> None:
+        self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
+        self.schedule, self.predictor = schedule, predictor
+        self.accumulation, self.precision = accumulation, precision
+        self.memory, self.monitor = memory or KeepOnDevice(), monitor or DivergenceMonitor()
+        self.jump_margin_nats, self.log_every = jump_margin_nats, log_every
+        self.snapshots, self.snapshot_every = snapshots or Snapshots(), snapshot_every
+        self.weights: Weights = list(model.named_parameters())
+        self.device = self.weights[0][1].device
+        self.meter = meter or Meter(self.device)
+        self.state: PhaseState = schedule.start()
+        self.real_steps = 0  # taken so far, which is the index of the next batch
+        self.tokens_trained = 0
+        self.last_snapshot_step = -snapshot_every
+        self.before_jump = Store()
+        self.last_loss: float | None = None
+
+    def step(self, batch: Batch) -> StepRecord:
+        """Takes one nominal step. In Predict the batch serves as a probe, without gradients, if at all."""
+        self.meter.start()
+        state, events = self.state, []
+        if state.index == 0:
+            self._enter(state)
+        if state.real:
+            loss, grad_norm, event = self._real_step(batch, events)
+        else:
+            loss, grad_norm, event = self._predicted_step(batch, events)
+        self.state = self.schedule.advance(state, event)
+        return StepRecord(
+            step=state.step,
+            phase=str(state.phase),
+            real=int(state.real),
+            loss=loss,
+            perplexity=None if loss is None else _exp(loss),
+            grad_norm=grad_norm,
+            tokens_trained=self.tokens_trained,
+            step_s=self.meter.stop(),
+            peak_mb=round(self.meter.peak_mb(), 3),
+            event="+".join(events),
+        )
+
+    def _enter(self, state: PhaseState) -> None:
+        """The first step of a phase: what leaves the device or comes back, and from where its peak memory counts."""
+        if state.phase is Phase.PREDICT:
+            self.memory.leave()
+            self.meter.enter_phase()
+        else:
+            self.meter.enter_phase()
+            self.memory.come_back()
+        if state.phase is Phase.FULL:
+            self.predictor.start(self.weights)
+
+    def _real_step(self, batch: Batch, events: list[str]) -> tuple[float, float, Event]:
+        calm = self.state.phase in (Phase.WARMUP, Phase.FULL) and not self.monitor.grace_left
+        due = calm and self.state.step - self.last_snapshot_step >= self.snapshot_every
+        facts = self._facts() if due else {}
+        loss = self._loss(batch, backward=True)
+        grad_norm = float(torch.nn.utils.get_total_norm([w.grad for _, w in self.weights if w.grad is not None]))
+        self.real_steps += 1
+        self.tokens_trained += batch[0].numel()
+        if self.monitor.diverged(loss, grad_norm, armed=self.state.phase is not Phase.WARMUP):
+            self.optimizer.zero_grad(set_to_none=True)
+            self._roll_back()
+            events.append("rollback")
+            return loss, grad_norm, "rollback"
+        if due:  # only now: weights whose loss has been seen to be sound, as they were before this step
+            self.snapshots.save(self._tensors(), facts)
+            self.last_snapshot_step = self.state.step
+            events.append("checkpoint")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.predictor.observe(self.weights)
+        self.last_loss = loss
+        return loss, grad_norm, "step"
+
+    def _predicted_step(self, batch: Batch, events: list[str]) -> tuple[float | None, None, Event]:
+        if self.state.index:
+            return self._loss(batch) if self.state.step % self.log_every == 0 else None, None, "step"
+        for name, weight in self.weights:
+            self.before_jump.put(name, weight)
+        self.predictor.predict(self.weights, self.state.length)
+        after = self._loss(batch)
+        before = self.last_loss if self.monitor.mean is None else self.monitor.mean
+        if accepts_jump(before, after, self.jump_margin_nats):
+            self.monitor.jumped()
+            events.append("jump")
+            return after, None, "step"
+        for name, weight in self.weights:
+            weight.detach().copy_(self.before_jump.get(name, self.device))
+        self.predictor.forget()
+        events.append("rejected")
+        return after, None, "rejected"
+
+    def _loss(self, batch: Batch, backward: bool = False) -> float:
+        """Mean loss over the micro-batches in nats, their gradients accumulated if `backward`."""
+        total = torch.zeros((), device=self.device)
+        for micro in zip(*(part.chunk(self.accumulation) for part in batch)):
+            with torch.set_grad_enabled(backward):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    loss = self.loss_fn(self.model, micro) / self.accumulation
+            if backward:
+                loss.backward()
+            total += loss.detach()
+        return float(total)
+
+    def _roll_back(self) -> None:
+        """Weights and optimizer as at the last snapshot; steps, clock and batches go on, so nothing is got for free."""
+        if (snapshot := self.snapshots.load()) is None:
+            raise RuntimeError("diverged before the first snapshot: there is nothing to roll back to")
+        self._load_weights(snapshot[0])
+        self.predictor.forget()
+        self.monitor.reset()
+
+    def snapshot(self) -> None:
+        """Saves the state as it is between two steps. Not to be called in Predict."""
+        self.snapshots.save(*self.state_dict())
+
+    def state_dict(self) -> tuple[Tensors, dict[str, Any]]:
+        """All that the next steps depend on, as tensors and as JSON values. Not to be called in Predict."""
+        return self._tensors(), self._facts()
+
+    def _tensors(self) -> Tensors:
+        tensors: Tensors = {f"model.{name}": weight.detach() for name, weight in self.weights}
+        tensors |= optimizer_tensors(self.optimizer, [name for name, _ in self.weights])
+        return tensors | {f"predictor.{name}": tensor for name, tensor in self.predictor.state_dict().items()}
+
+    def _facts(self) -> dict[str, Any]:
+        state = self.state
+        return dict(
+            phase_state=[state.step, str(state.phase), state.index, state.length, state.cycle],
+            real_steps=self.real_steps,
+            tokens_trained=self.tokens_trained,
+            last_snapshot_step=self.last_snapshot_step,
+            last_loss=self.last_loss,
+            monitor=self.monitor.state_dict(),
+        )
+
+    def load_state_dict(self, tensors: Tensors, facts: dict[str, Any]) -> None:
+        self._load_weights(tensors)
+        mine = {n.removeprefix("predictor."): t for n, t in tensors.items() if n.startswith("predictor.")}
+        self.predictor.load_state_dict(mine)
+        step, phase, index, length, cycle = facts["phase_state"]
+        self.state = PhaseState(step, Phase(phase), index, length, cycle)
+        self.monitor.load_state_dict(facts["monitor"])
+        for name in ("real_steps", "tokens_trained", "last_snapshot_step", "last_loss"):
+            setattr(self, name, facts[name])
+
+    def _load_weights(self, tensors: Tensors) -> None:
+        with torch.no_grad():
+            for name, weight in self.weights:
+                weight.copy_(tensors[f"model.{name}"])
+        load_optimizer(self.optimizer, [name for name, _ in self.weights], tensors)
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

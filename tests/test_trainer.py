@@ -1,0 +1,183 @@
+"""HybridTrainer against the plain loop, itself, and its guards."""
+
+import math
+from itertools import count
+
+import pytest
+import torch
+from torch import nn
+
+from hybridlib.config import Model, Source
+from hybridlib.training.data import open_source
+from hybridlib.training.memory import PredictAware
+from hybridlib.training.models import build, loss_fn
+from hybridlib.training.phases import PhaseSchedule
+from hybridlib.training.predictors import make_predictor
+from hybridlib.training.predictors.base import Predictor, Weights
+from hybridlib.training.trainer import HybridTrainer
+
+SIZES = Model(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=32)
+CYCLES = PhaseSchedule(warmup=3, full=4, predict=5, correct=2, total=60)
+PLAIN = PhaseSchedule(warmup=3, full=10, predict=0, correct=0, total=60)
+DATA = open_source(Source(kind="markov"), 32, 8, 8)
+
+
+def make(schedule: PhaseSchedule = CYCLES, predictor: str | Predictor = "spectral", **settings) -> HybridTrainer:
+    model = build(SIZES, seed=1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    if settings.pop("offload", False):
+        settings["memory"] = PredictAware(optimizer)
+    predictor = make_predictor(predictor) if isinstance(predictor, str) else predictor
+    return HybridTrainer(model, optimizer, loss_fn, schedule, predictor, **settings)
+
+
+def go(trainer: HybridTrainer, steps: int) -> list[tuple]:
+    """The records without time and memory."""
+    records = (trainer.step(DATA.batch(0, trainer.real_steps)) for _ in range(steps))
+    return [(r.step, r.phase, r.real, r.loss, r.grad_norm, r.tokens_trained, r.event) for r in records]
+
+
+def flat(trainer: HybridTrainer) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for _, weight in trainer.weights])
+
+
+def test_without_predict_it_is_bitwise_the_plain_loop() -> None:
+    model = build(SIZES, seed=1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for k in range(30):
+        loss = loss_fn(model, DATA.batch(0, k))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    trainer = make(PLAIN)
+    assert [record[3] for record in go(trainer, 30)] == losses
+    assert torch.equal(flat(trainer), torch.cat([w.detach().flatten() for w in model.parameters()]))
+
+
+def test_two_identical_runs_are_bitwise_identical() -> None:
+    one, other = make(), make()
+    assert go(one, 60) == go(other, 60) and torch.equal(flat(one), flat(other))
+
+
+def test_offloading_changes_no_bit() -> None:
+    kept, away = make(), make(offload=True)
+    assert go(kept, 60) == go(away, 60) and torch.equal(flat(kept), flat(away))
+
+
+@pytest.mark.parametrize("predictor", ["spectral", "linear", "sham"])
+def test_a_restored_trainer_goes_on_bitwise(predictor: str) -> None:
+    one, other = make(predictor=predictor), make(predictor=predictor)
+    go(one, 17)  # into the second Full phase
+    tensors, facts = one.state_dict()
+    other.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, facts)
+    assert go(one, 43) == go(other, 43) and torch.equal(flat(one), flat(other))
+
+
+def test_hold_is_plain_training_on_fewer_steps() -> None:
+    """Skipping alone: the weights after r real steps are those of the plain loop after r."""
+    held, plain = make(predictor="hold"), make(PLAIN)
+    records = go(held, 60)
+    go(plain, sum(record[2] for record in records))
+    assert torch.equal(flat(held), flat(plain))
+
+
+def test_predicted_steps_compute_no_gradient_and_credit_no_tokens() -> None:
+    trainer = make(log_every=5)
+    for record in go(trainer, 60):
+        step, phase, real, loss, grad_norm, tokens, event = record
+        assert real == (phase != "predict")
+        if not real:
+            assert grad_norm is None and (loss is not None) == ("jump" in event or step % 5 == 0)
+    assert trainer.tokens_trained == trainer.real_steps * 64
+
+
+def test_the_weights_move_at_the_jump_and_nowhere_else_in_predict() -> None:
+    trainer = make()
+    go(trainer, 7)
+    before = flat(trainer)
+    go(trainer, 1)
+    landed = flat(trainer)
+    go(trainer, 4)
+    assert not torch.equal(before, landed) and torch.equal(landed, flat(trainer))
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_gives_the_whole_batchs_gradient(parts: int) -> None:
+    whole, split = make(PLAIN), make(PLAIN, accumulation=parts)
+    for one, other in zip(go(whole, 5), go(split, 5)):
+        assert other[3] == pytest.approx(one[3], rel=1e-5) and other[4] == pytest.approx(one[4], rel=1e-3)
+
+
+def test_bf16_follows_fp32_closely_and_keeps_weights_in_fp32() -> None:
+    full, half = make(PLAIN), make(PLAIN, precision="bf16")
+    for one, other in zip(go(full, 10), go(half, 10)):
+        assert other[3] == pytest.approx(one[3], abs=0.05)
+    assert flat(half).dtype == torch.float32
+
+
+class Wild(Predictor):
+    """Predicts nonsense: what the gate is for."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.size = size
+
+    def predict(self, weights: Weights, horizon: int) -> None:
+        for _, weight in weights:
+            weight.detach().mul_(self.size)
+
+
+@pytest.mark.parametrize("size", [50.0, math.nan, math.inf])
+def test_a_wild_jump_is_undone_without_a_trace(size: float) -> None:
+    trainer = make(predictor=Wild(size), jump_margin_nats=1.0)
+    go(trainer, 7)
+    before = flat(trainer)
+    (record,) = go(trainer, 1)
+    assert record[6] == "rejected" and record[2] == 0
+    assert torch.equal(flat(trainer), before) and trainer.state.phase == "full"
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_spike_is_rolled_back_to_the_snapshot_and_training_recovers(offload: bool) -> None:
+    trainer = make(snapshot_every=20, offload=offload)
+    go(trainer, 46)
+    healthy = trainer.monitor.mean
+    for group in trainer.optimizer.param_groups:
+        group["lr"] *= 1000
+    while not trainer.state.real:
+        go(trainer, 1)
+    go(trainer, 1)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] /= 1000
+    events = [record[6] for record in go(trainer, 3)]
+    assert "rollback" in events and trainer.monitor.mean is None
+    later = [record[3] for record in go(trainer, 30) if record[2]]
+    assert min(later[:20]) < healthy
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights() -> None:
+    trainer = make(PLAIN)
+    go(trainer, 12)
+    snapshot = {name: t.clone() for name, t in trainer.snapshots.load()[0].items()}
+    calls = count()
+
+    def poisoned(model: nn.Module, batch) -> torch.Tensor:
+        return loss_fn(model, batch) * (math.nan if next(calls) == 0 else 1.0)
+
+    trainer.loss_fn = poisoned
+    (record,) = go(trainer, 1)
+    assert record[6] == "rollback" and flat(trainer).isfinite().all()
+    assert all(torch.equal(w, snapshot[f"model.{name}"]) for name, w in trainer.weights)
+
+
+def test_any_module_and_optimizer_will_do() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    x = torch.randn(64, 4)
+    batch = x, x.sum(1, keepdim=True)
+    mse = lambda model, b: nn.functional.mse_loss(model(b[0]), b[1])  # noqa: E731
+    trainer = HybridTrainer(net, torch.optim.SGD(net.parameters(), lr=0.05), mse, CYCLES, make_predictor("linear", gain=0.5))
+    losses = [record.loss for record in (trainer.step(batch) for _ in range(60)) if record.real]
+    assert losses[-1] < 0.2 * losses[0]
