@@ -3,13 +3,13 @@
 Knows no torch, so that a plan can be made, and a bad file refused, before anything heavy is imported.
 """
 
-import ast
 import hashlib
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hybridlib.catalogue import predictor_settings
 
 # Radford et al. 2019, table 2; `nano` is the study's own size for two CPU cores.
 PRESETS = {
@@ -245,22 +245,3 @@ class Study(Strict):
 
 
 SHAPE = ("steps", "batch_size", "seq_len", "log_every", "eval_every", "eval_batches", "snapshot_every", "threads")
-
-
-def predictor_settings() -> dict[str, set[str]]:
-    """Every predictor's settings, read from the source of `training/predictors/` without importing it.
-
-    They are the arguments of its `__init__`, or of that of the predictor that it derives from.
-    """
-    folder = Path(__file__).parent / "training" / "predictors"
-    trees = {path.stem: ast.parse(path.read_text()) for path in sorted(folder.glob("[a-z]*.py"))}
-    classes = {n.name: n for tree in trees.values() for n in tree.body if isinstance(n, ast.ClassDef)}
-
-    def settings(cls: ast.ClassDef) -> set[str]:
-        for node in cls.body:
-            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-                return {a.arg for a in node.args.args + node.args.kwonlyargs} - {"self"}
-        return set().union(*(settings(classes[b.id]) for b in cls.bases if getattr(b, "id", "") in classes))
-
-    named = {stem: stem.title().replace("_", "") for stem in trees if stem != "base"}
-    return {stem: settings(classes[name]) for stem, name in named.items() if name in classes}

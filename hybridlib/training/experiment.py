@@ -1,68 +1,24 @@
 """One run of the study, from parameters to records: the loop around HybridTrainer, resumable at any moment."""
 
 import math
-from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
 from hybridlib import progress, provenance
-from hybridlib.config import Fault, Run
+from hybridlib.config import Run
 from hybridlib.records import EvalRecord, RunFolder
 from hybridlib.summary import UNTIMED_STEPS, summarise
+from hybridlib.training.assemble import device_name, make_trainer, pick_device, warm_up_kernels
 from hybridlib.training.checkpoint import CheckpointFile
 from hybridlib.training.data import DataSource, open_source
-from hybridlib.training.guards import DivergenceMonitor
-from hybridlib.training.memory import KeepOnDevice, PredictAware, give_back
+from hybridlib.training.faults import spiked
+from hybridlib.training.memory import give_back
 from hybridlib.training.meter import Meter, nvml_used_mb
-from hybridlib.training.models import Batch, build, loss_fn
-from hybridlib.training.phases import Phase, PhaseSchedule
-from hybridlib.training.predictors import make_predictor
+from hybridlib.training.models import Batch, loss_fn
+from hybridlib.training.phases import Phase
 from hybridlib.training.trainer import HybridTrainer
-
-
-def pick_device(name: str, threads: int) -> torch.device:
-    """`auto` is the first GPU, else the CPU. Sets the number of threads; all algorithms are deterministic."""
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    if name == "auto":
-        name = "cuda:0" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name}: this machine has no usable CUDA GPU; use cpu or auto")
-    return torch.device(name)
-
-
-def device_name(device: torch.device, threads: int) -> str:
-    if device.type == "cuda":
-        return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"cpu: {provenance.processor()}, {threads} threads"
-
-
-def make_trainer(run: Run, device: torch.device, **storage: Any) -> HybridTrainer:
-    """Model, optimizer, schedule, predictor and guards of a run, put together."""
-    model = build(run.model, run.seed).to(device)
-    settings = run.optimizer
-    betas = settings.beta1, settings.beta2
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
-    lengths = run.schedule.model_dump() if run.schedule else dict(warmup=10, full=40, predict=0, correct=0)
-    name, options = (run.predictor.name, run.predictor.settings) if run.predictor else ("hold", {})
-    guards = run.guards.model_dump()
-    return HybridTrainer(
-        model,
-        optimizer,
-        loss_fn,
-        PhaseSchedule(**lengths, total=run.steps),
-        make_predictor(name, **options),
-        accumulation=run.accumulation,
-        precision=run.precision,
-        memory=PredictAware(optimizer) if run.memory == "offload" else KeepOnDevice(),
-        jump_margin_nats=guards.pop("jump_margin_nats"),
-        monitor=DivergenceMonitor(**guards),
-        snapshot_every=run.snapshot_every,
-        log_every=run.log_every,
-        **storage,
-    )
 
 
 def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
@@ -165,27 +121,3 @@ class Loop:
 def held_out_loss(model: nn.Module, batches: list[Batch]) -> float:
     """Mean loss in nats over fixed batches, in float32 whatever the arm's precision."""
     return sum(float(loss_fn(model, batch)) for batch in batches) / len(batches)
-
-
-@contextmanager
-def spiked(optimizer: torch.optim.Optimizer, fault: Fault | None, step: int) -> Iterator[bool]:
-    """Puts a fault into one step: the learning rate times `factor`. Yields whether it did."""
-    if fault is None or fault.step != step:
-        yield False
-        return
-    for group in optimizer.param_groups:
-        group["lr"] *= fault.factor
-    yield True
-    for group in optimizer.param_groups:
-        group["lr"] /= fault.factor
-
-
-def warm_up_kernels(run: Run, device: torch.device) -> None:
-    """One step of a small throw-away model, so that loading libraries is neither in a step's time nor in its memory."""
-    small = run.model.model_copy(update=dict(preset="nano", n_layer=1, n_head=2, n_embd=32))
-    tokens = torch.zeros((run.accumulation, 8), dtype=torch.int64, device=device)
-    model = build(small, 0).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-        loss_fn(model, (tokens, tokens)).backward()
-    optimizer.step()

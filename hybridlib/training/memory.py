@@ -5,7 +5,9 @@ it is copied, so its pages lie in the page cache and not in the process's reside
 """
 
 import ctypes
+import mmap
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,37 +15,46 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 
+@dataclass(frozen=True)
+class Slot:
+    """Where in a store's file a tensor lies."""
+
+    offset: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
+
 class Store:
-    """Named tensors kept off the device, one at a time in and out. Their folder goes with the store."""
+    """Named tensors kept off the device, one at a time in and out.
+
+    The file has no name in any folder, so it is gone with the process, however that ends.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="store-", dir=folder)
-        self._kept: dict[str, Tensor | tuple[str, torch.Size, torch.dtype]] = {}
+        self._file = tempfile.TemporaryFile(dir=folder)
+        self._end = 0
+        self._kept: dict[str, Tensor | Slot] = {}
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Keeps a copy of a tensor under a name, in place of an earlier one."""
-        tensor = tensor.detach()
-        if tensor.is_cuda:
-            kept = self._kept.get(name)
-            if not isinstance(kept, Tensor) or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
-                kept = self._kept[name] = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        tensor, kept = tensor.detach(), self._kept.get(name)
+        if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+            kept = self._kept[name] = self._room_for(tensor)
+        if isinstance(kept, Tensor):
             kept.copy_(tensor)
-        else:
-            known = self._kept.get(name)
-            file = known[0] if isinstance(known, tuple) else f"{self._folder.name}/{len(self._kept)}"
-            if tensor.numel():
-                self._map(file, tensor.shape, tensor.dtype).copy_(tensor)
-            self._kept[name] = (file, tensor.shape, tensor.dtype)
+        elif kept.nbytes:
+            self._map(kept).copy_(tensor)
 
     def get(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """A fresh copy of a kept tensor on a device; raises `KeyError` for an unknown name."""
         kept = self._kept[name]
-        if isinstance(kept, Tensor):
-            return kept.to(device, copy=True)
-        file, shape, dtype = kept
-        if not shape.numel():
-            return torch.empty(shape, dtype=dtype, device=device)
-        return self._map(file, shape, dtype).to(device, copy=True)
+        if isinstance(kept, Slot):
+            kept = self._map(kept) if kept.nbytes else torch.empty(kept.shape, dtype=kept.dtype)
+        return kept.to(device, copy=True)
 
     def names(self) -> list[str]:
         return list(self._kept)
@@ -53,10 +64,21 @@ class Store:
 
     def clear(self) -> None:
         self._kept.clear()
+        self._end = 0
+        self._file.truncate(0)
 
-    @staticmethod
-    def _map(file: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        return torch.from_file(file, shared=True, size=shape.numel(), dtype=dtype).view(shape)
+    def _room_for(self, tensor: Tensor) -> Tensor | Slot:
+        if tensor.is_cuda:
+            return torch.empty_like(tensor, device="cpu", pin_memory=True)
+        slot = Slot(self._end, tensor.shape, tensor.dtype)
+        self._end += -(-slot.nbytes // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+        self._file.truncate(self._end)
+        return slot
+
+    def _map(self, slot: Slot) -> Tensor:
+        """The slot as a tensor over a mapping, which goes when the tensor does."""
+        mapping = mmap.mmap(self._file.fileno(), slot.nbytes, offset=slot.offset)
+        return torch.frombuffer(mapping, dtype=slot.dtype).view(slot.shape)
 
 
 class KeepOnDevice:

@@ -61,3 +61,13 @@ def state_bytes(sizes: Model) -> dict[str, int]:
     """Bytes of what training keeps in float32: weights, gradients, Adam's two moments."""
     weights = 4 * parameter_count(sizes)
     return dict(weights=weights, gradients=weights, adam=2 * weights)
+
+
+def activation_bytes(sizes: Model, batch_size: int, seq_len: int) -> int:
+    """Bytes kept from forward to backward in float32, by count of the tensors that autograd saves.
+
+    A layer keeps 16 widths a token: both norms' inputs and outputs (4), q, k, v (3), attention's output (1), the MLP's
+    input to GELU and its output (8). The loss keeps three tensors of logits. After Korthikanti et al. 2022, section 4.
+    """
+    tokens = batch_size * seq_len
+    return 4 * tokens * (sizes.n_layer * 16 * sizes.n_embd + 3 * sizes.vocab_size)

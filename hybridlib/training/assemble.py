@@ -1,0 +1,73 @@
+"""A run's parts, put together from its parameters: device, model, optimizer, schedule, predictor, guards."""
+
+from typing import Any
+
+import torch
+
+from hybridlib import provenance
+from hybridlib.config import Run
+from hybridlib.training.guards import DivergenceMonitor
+from hybridlib.training.memory import KeepOnDevice, PredictAware
+from hybridlib.training.models import build, loss_fn
+from hybridlib.training.phases import PhaseSchedule
+from hybridlib.training.predictors import make_predictor
+from hybridlib.training.trainer import HybridTrainer
+
+
+def pick_device(name: str, threads: int) -> torch.device:
+    """`auto` is the first GPU, else the CPU. Sets the number of threads; all algorithms are deterministic."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    if name == "auto":
+        name = "cuda:0" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {name}: this machine has no usable CUDA GPU; use cpu or auto")
+    return torch.device(name)
+
+
+def device_name(device: torch.device, threads: int) -> str:
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    return f"cpu: {provenance.processor()}, {threads} threads"
+
+
+def schedule_of(run: Run) -> PhaseSchedule:
+    """The run's schedule as a state machine; plain training has Full phases only."""
+    lengths = run.schedule.model_dump() if run.schedule else dict(warmup=10, full=40, predict=0, correct=0)
+    return PhaseSchedule(**lengths, total=run.steps)
+
+
+def make_trainer(run: Run, device: torch.device, **storage: Any) -> HybridTrainer:
+    """Model, optimizer, schedule, predictor and guards of a run, put together."""
+    model = build(run.model, run.seed).to(device)
+    settings = run.optimizer
+    betas = settings.beta1, settings.beta2
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
+    name, options = (run.predictor.name, run.predictor.settings) if run.predictor else ("hold", {})
+    guards = run.guards.model_dump()
+    return HybridTrainer(
+        model,
+        optimizer,
+        loss_fn,
+        schedule_of(run),
+        make_predictor(name, **options),
+        accumulation=run.accumulation,
+        precision=run.precision,
+        memory=PredictAware(optimizer) if run.memory == "offload" else KeepOnDevice(),
+        jump_margin_nats=guards.pop("jump_margin_nats"),
+        monitor=DivergenceMonitor(**guards),
+        snapshot_every=run.snapshot_every,
+        log_every=run.log_every,
+        **storage,
+    )
+
+
+def warm_up_kernels(run: Run, device: torch.device) -> None:
+    """One step of a small throw-away model, so that loading libraries is neither in a step's time nor in its memory."""
+    small = run.model.model_copy(update=dict(preset="nano", n_layer=1, n_head=2, n_embd=32))
+    tokens = torch.zeros((run.accumulation, 8), dtype=torch.int64, device=device)
+    model = build(small, 0).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        loss_fn(model, (tokens, tokens)).backward()
+    optimizer.step()
