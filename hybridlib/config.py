@@ -5,7 +5,7 @@ Knows no torch, so that a plan can be made, and a bad file refused, before anyth
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -172,6 +172,8 @@ class Run(Arm):
             raise ValueError(f"accumulation {self.accumulation} does not divide batch_size {self.batch_size}")
         if self.seq_len > self.model.block_size:
             raise ValueError(f"seq_len {self.seq_len} is longer than the model's block_size {self.model.block_size}")
+        if self.source.kind == "markov" and 2 * self.source.successors > self.model.vocab_size:
+            raise ValueError(f"successors {self.source.successors} must be at most half of vocab_size {self.model.vocab_size}")
         if (vocab := self.source.tokenizer_vocab or 0) > self.model.vocab_size:
             raise ValueError(f"tokenizer_vocab {vocab} is larger than the model's vocab_size {self.model.vocab_size}")
         if self.schedule and self.schedule.warmup >= self.steps:
@@ -189,12 +191,15 @@ class Run(Arm):
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+Seed = Annotated[int, Field(ge=0)]
+
+
 class Sweep(Strict):
     """A line of the plan: arms x data x seeds; `full: true` leaves it to `--full`."""
 
     arms: list[str] = Field(min_length=1)
     data: list[str] = Field(min_length=1)
-    seeds: list[int] | None = None
+    seeds: list[Seed] | None = None
     full: bool = False
 
 
@@ -213,8 +218,8 @@ class Study(Strict):
     eval_batches: int = Field(default=16, ge=1)
     snapshot_every: int = Field(default=80, ge=1)
     threads: int = Field(default=2, ge=1)
-    seeds: list[int] = Field(min_length=1)
-    pilot_seeds: list[int] = []
+    seeds: list[Seed] = Field(min_length=1)
+    pilot_seeds: list[Seed] = []
     arms: dict[str, Arm] = Field(min_length=1)
     plan: dict[Literal["benchmark", "stress", "ablation"], list[Sweep]] = {}
     chapters: dict[str, dict[str, Any]] = {}

@@ -62,9 +62,7 @@ class Markov:
     """
 
     def __init__(self, vocab_size: int, successors: int, batch_size: int, seq_len: int) -> None:
-        rng = np.random.default_rng(0)
-        orders = np.argsort(rng.random((vocab_size, vocab_size)), axis=1)
-        self.successors = orders[:, :successors]  # (vocab, successors), distinct in a row
+        self.successors = distinct_rows(np.random.default_rng(0), vocab_size, successors)
         weights = 1.0 / np.arange(1, successors + 1)
         self.weights = weights / weights.sum()
         self.vocab_size, self.batch_size, self.seq_len = vocab_size, batch_size, seq_len
@@ -82,6 +80,14 @@ class Markov:
 
     def held_out(self, index: int) -> Batch:
         return self.batch(HELD_OUT, index)
+
+
+def distinct_rows(rng: np.random.Generator, vocab_size: int, successors: int) -> np.ndarray:
+    """(vocab, successors) uniform tokens, distinct within a row: rows that repeat one are drawn again."""
+    rows = rng.integers(vocab_size, size=(vocab_size, successors))
+    while (again := (np.diff(np.sort(rows, axis=1)) == 0).any(axis=1)).any():
+        rows[again] = rng.integers(vocab_size, size=(int(again.sum()), successors))
+    return rows
 
 
 class Text:

@@ -1,0 +1,52 @@
+# The project's commands. Thin: run_all.py does the work, and only this file knows of .venv and apt.
+#   make study   the whole study, from set-up to outputs/cpu/report.pdf; ARGS="--study smoke" gives run_all.py arguments
+#   make test    every test
+#   make lab     JupyterLab on notebooks/
+#   make clean   removes what can be made again: .venv, caches, the smoke study
+PYTHON ?= python3
+BIN := .venv/bin
+TEX := texlive-xetex texlive-fonts-recommended texlive-plain-generic pandoc fonts-texgyre fonts-texgyre-math
+AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo -n)
+
+.PHONY: study test lab clean setup tex lock
+.DEFAULT_GOAL := study
+
+study: setup tex
+	$(BIN)/python run_all.py $(ARGS)
+
+test: setup tex
+	@command -v pdftotext >/dev/null || $(call apt-install,poppler-utils)
+	$(BIN)/python -m pytest $(ARGS)
+
+lab: setup
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter env,$(AS_ROOT)),--allow-root) $(ARGS)
+
+clean:
+	rm -rf .venv .cache .pytest_cache .hypothesis *.egg-info outputs/smoke
+	find hybridlib tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11'; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(call apt-install,python3-venv)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Without TeX a study runs, and says at its end that it has no PDF: so a refusal here stops nothing.
+tex:
+	@command -v pandoc >/dev/null && command -v xelatex >/dev/null && kpsewhich ulem.sty >/dev/null && kpsewhich texgyretermes-math.otf >/dev/null \
+	  || $(call apt-install,$(TEX)) || true
+
+# After a change of pyproject.toml, in a fresh .venv.
+lock:
+	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
+
+apt-install = { $(AS_ROOT) true 2>/dev/null && command -v apt-get >/dev/null \
+  && $(AS_ROOT) apt-get update -qq \
+  && $(AS_ROOT) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(1); } \
+  || { echo 'These packages are missing and could not be installed from here: $(1)'; \
+       echo 'Install them (Debian, Ubuntu: sudo apt-get install $(1)), then run make again.'; false; }

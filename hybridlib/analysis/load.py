@@ -1,0 +1,199 @@
+"""A study's records as tidy frames; refuses to put side by side what was not made alike, and says what is missing."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Iterator, Sequence
+
+import pandas as pd
+
+from hybridlib.config import Run, Study
+from hybridlib.records import EVAL_COLUMNS, PHASES, STEP_COLUMNS, RunFolder
+from hybridlib.studies import OUTPUTS, load_study
+from hybridlib.summary import summarise, time_to_target_s
+
+BASELINE = "baseline"
+KEYS = ["arm", "data", "seed"]
+FACTS = [
+    "device",
+    "corpus_sha256",
+    "floor_nats",
+    "model_parameters",
+    "memory_floor_mb",
+    "last_step",
+    "started_at",
+    "ended_at",
+]
+SAME = ["steps", "batch_size", "seq_len"]  # two runs are compared only if these are equal
+SHAPE = [*SAME, "accumulation", "precision", "memory", "extend"]
+SUMMARY = [
+    "nominal_steps",
+    "real_steps",
+    "train_s",
+    "nominal_tokens_per_s",
+    "trained_tokens_per_s",
+    "real_step_median_s",
+    "predict_s",
+    "held_out_loss",
+    "perplexity",
+    "train_loss_last_100",
+    "grad_norm_mean",
+    "grad_norm_sd",
+    "jumps_accepted",
+    "jumps_rejected",
+    "divergences",
+]
+PER_PHASE = [f"peak_mb_{p}" for p in (*PHASES, "run")] + [f"phase_share_{p}" for p in PHASES]
+RUN_COLUMNS = [
+    *KEYS,
+    "role",
+    "kind",
+    *SHAPE,
+    *FACTS,
+    "commit",
+    "dirty",
+    "training_sha256",
+    "versions",
+    *SUMMARY,
+    *PER_PHASE,
+    "target_loss",
+    "time_to_target_s",
+    "reported_loss_nats",
+]
+MISSING_COLUMNS = ["stage", *KEYS, "why"]
+
+
+@dataclass(frozen=True)
+class Records:
+    """A study and its complete runs: `runs` has one row a run (RUN_COLUMNS), `steps` and `evals` one row a record.
+
+    `missing` lists what the plan names and the records lack, with a reason; `left_out` names the complete runs
+    that do not belong to the study as it now stands.
+    """
+
+    study: Study
+    folder: Path
+    runs: pd.DataFrame
+    steps: pd.DataFrame
+    evals: pd.DataFrame
+    missing: pd.DataFrame
+    left_out: list[str]
+
+    def where(self, **wanted: list) -> "Records":
+        """The runs with these values, with their steps and evaluations: `where(data=["text"], role=["baseline"])`."""
+        runs = self.runs
+        for column, values in wanted.items():
+            runs = runs[runs[column].isin(values)]
+        keys = runs[KEYS]
+        return replace(self, runs=runs, steps=self.steps.merge(keys), evals=self.evals.merge(keys))
+
+    def results(self, name: str, columns: Sequence[str] = ()) -> pd.DataFrame:
+        """`results/<name>.csv`, which an earlier chapter wrote; an empty frame with `columns` where it did not."""
+        path = self.folder / "results" / f"{name}.csv"
+        return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
+
+
+def read(study: str, outputs: Path = OUTPUTS) -> Records:
+    """All complete runs of a study, by name or .yaml path.
+
+    Raises `ValueError` if its runs come from different training code, devices or, within a data source, corpora.
+    """
+    plan = load_study(study)
+    folder = outputs / plan.study
+    found, left_out = [], []
+    for path in sorted(p.parent for p in folder.glob("runs/*/run.json")):
+        run = _read_run(plan, RunFolder(path))
+        found.append(run) if run else left_out.append(path.name)
+    arms, sources = list(plan.arms), list(plan.sources)
+    found.sort(key=lambda run: (sources.index(run[0]["data"]), arms.index(run[0]["arm"]), run[0]["seed"]))
+    runs = pd.DataFrame([row for row, _, _ in found], columns=RUN_COLUMNS)
+    steps = _stacked([steps for _, steps, _ in found], [*KEYS, *STEP_COLUMNS])
+    evals = _stacked([evals for _, _, evals in found], [*KEYS, *EVAL_COLUMNS, "reported_loss_nats"])
+    refuse_mixture(runs)
+    there, stale = set(zip(*(runs[k] for k in KEYS))), set(left_out)
+    missing = [
+        dict(stage=stage, arm=run.arm, data=run.data, seed=run.seed, why=_why(folder, run, stale, full))
+        for stage, run, full in planned(plan)
+        if (run.arm, run.data, run.seed) not in there
+    ]
+    return Records(
+        plan, folder, with_targets(runs, evals), steps, evals, pd.DataFrame(missing, columns=MISSING_COLUMNS), left_out
+    )
+
+
+def planned(study: Study) -> Iterator[tuple[str, Run, bool]]:
+    """Every run of the plan with its stage, and whether it is left to `--full`."""
+    for stage, sweeps in study.plan.items():
+        for sweep in sweeps:
+            for arm in sweep.arms:
+                for data in sweep.data:
+                    for seed in sweep.seeds or study.seeds:
+                        yield stage, study.run(arm, data, seed), sweep.full
+
+
+def refuse_mixture(runs: pd.DataFrame) -> None:
+    """Raises `ValueError`, naming runs, unless all share code and device, and a data source's runs their corpus."""
+    groups = [(column, "all runs", runs) for column in ("training_sha256", "device")]
+    groups += [("corpus_sha256", f"the runs on {data}", part) for data, part in runs.groupby("data")]
+    for column, where, part in groups:
+        if part[column].nunique(dropna=False) > 1:
+            named = {
+                str(value): (g.arm + "-" + g.data + "-s" + g.seed.astype(str)).tolist()
+                for value, g in part.groupby(column, dropna=False)
+            }
+            listed = "; ".join(f"{v[:24]}: {', '.join(n[:4])}{' …' * (len(n) > 4)}" for v, n in named.items())
+            raise ValueError(f"{where} must have one {column} to be compared, and have {len(named)}: {listed}")
+
+
+def with_targets(runs: pd.DataFrame, evals: pd.DataFrame) -> pd.DataFrame:
+    """Adds each run's target, its same-seed baseline's final held-out loss, and the seconds until it was reached.
+
+    Infinite: not reached by the end of the run's extension. Missing: no baseline of the same shape and seed, an arm
+    that is not extended, or a run that stopped for another target before its extension ended.
+    """
+    pair = ["data", "seed", *SAME]
+    targets = runs[runs.arm == BASELINE].set_index(pair).held_out_loss.to_dict()
+    out = runs.copy()
+    out["target_loss"] = [targets.get(tuple(key), math.nan) for key in runs[pair].itertuples(index=False)]
+    by_run = dict(tuple(evals.groupby(KEYS)))
+    times = []
+    for run in out.itertuples():
+        seconds = time_to_target_s(by_run[run.arm, run.data, run.seed], run.target_loss)
+        ended = run.last_step >= math.floor(run.extend * run.steps)
+        measured = run.arm == BASELINE or run.extend > 1
+        known = measured and not math.isnan(run.target_loss) and (math.isfinite(seconds) or ended)
+        times.append(seconds if known else math.nan)
+    out["time_to_target_s"] = pd.Series(times, index=out.index, dtype=float)
+    return out
+
+
+def _read_run(study: Study, folder: RunFolder) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame] | None:
+    facts = folder.facts
+    if facts["arm"] not in study.arms or facts["data"] not in study.sources:
+        return None
+    run = study.run(facts["arm"], facts["data"], facts["seed"])
+    if facts["parameters_sha256"] != run.sha256:
+        return None
+    steps, evals = folder.steps(), folder.evals()
+    floor = facts["floor_nats"] if run.source.kind == "markov" else 0.0
+    evals["reported_loss_nats"] = evals.held_out_loss - floor
+    summary = summarise(steps, evals, run.steps, run.batch_size * run.seq_len)
+    row = {key: getattr(run, key) for key in (*KEYS, "role", *SHAPE)} | {key: facts[key] for key in FACTS}
+    row |= facts["code"] | {"kind": run.source.kind, "reported_loss_nats": summary["held_out_loss"] - floor}
+    row["versions"] = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    for key, value in summary.items():
+        row |= {f"{key}_{phase}": v for phase, v in value.items()} if isinstance(value, dict) else {key: value}
+    names = {key: row[key] for key in KEYS}
+    return row, steps.assign(**names), evals.assign(**names)
+
+
+def _stacked(frames: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
+
+
+def _why(folder: Path, run: Run, stale: set[str], full: bool) -> str:
+    if run.id in stale:
+        return "made with other parameters than the study's"
+    if (folder / "runs" / run.id).exists():
+        return "started, not complete"
+    return "left to --full" if full else "not run"

@@ -1,0 +1,92 @@
+"""The stress tests ST-1…ST-4: each judges one run's records and returns (passed, evidence)."""
+
+import numpy as np
+import pandas as pd
+
+from hybridlib.analysis.load import KEYS, Records
+from hybridlib.analysis.series import around_fault
+from hybridlib.analysis.wording import number
+from hybridlib.records import Checks
+
+DETECT_STEPS = 3  # real steps within which a fault must be answered by a rollback
+RECOVER_STEPS = 100  # nominal steps within which the loss must be back under its level before the fault
+SHARE_TOLERANCE = 0.05  # how far a phase's share may move between the run's halves
+
+
+def long_training(steps: pd.DataFrame, evals: pd.DataFrame) -> tuple[bool, str]:
+    """ST-1: no divergence, a final held-out loss not above the one at mid-run, phases in stable shares."""
+    rollbacks = int(steps.event.str.contains("rollback").sum())
+    middle = evals[evals.step <= steps.step.max() / 2].held_out_loss
+    final = evals.held_out_loss.iloc[-1]
+    after = steps[steps.phase != "warmup"].phase
+    halves = [half.value_counts(normalize=True) for half in (after[: len(after) // 2], after[len(after) // 2 :])]
+    moved = float(halves[0].sub(halves[1], fill_value=0.0).abs().max())
+    passed = rollbacks == 0 and len(middle) > 0 and final <= middle.iloc[-1] and moved <= SHARE_TOLERANCE
+    at_half = number(middle.iloc[-1], 4) if len(middle) else "none"
+    return passed, (
+        f"{len(steps)} steps, {rollbacks} divergences; held-out loss {at_half} at mid-run, "
+        f"{number(final, 4)} at the end; a phase's share moves by at most {number(100 * moved, 2)} points"
+    )
+
+
+def finishes(steps: pd.DataFrame, trained_tokens_per_s: float, reference_tokens_per_s: float) -> tuple[bool, str]:
+    """ST-2, ST-3: all losses finite and at least half of the study's `hybrid` trained tokens/s (np.nan: not known)."""
+    real = steps[steps.real == 1]
+    finite = bool(np.isfinite(real.loss).all())
+    share = trained_tokens_per_s / reference_tokens_per_s
+    return bool(finite and share >= 0.5), (
+        f"{len(real)} real steps, losses {'all finite' if finite else 'NOT all finite'}; "
+        f"{number(trained_tokens_per_s)} trained tokens/s, {number(share)} of hybrid's {number(reference_tokens_per_s)}"
+    )
+
+
+def recovery(steps: pd.DataFrame) -> tuple[bool, str]:
+    """ST-4: a fault, a rollback within DETECT_STEPS real steps, and the loss back under its mean before the fault."""
+    near = around_fault(steps)
+    if near.empty:
+        return False, "no fault was put in"
+    at = int(steps[steps.event.str.contains("fault")].step.iloc[0])
+    rollbacks = steps[(steps.step >= at) & steps.event.str.contains("rollback")].step
+    if rollbacks.empty:
+        return False, f"fault at step {at}, no rollback after it"
+    rolled = int(rollbacks.iloc[0])
+    took = int(((steps.step > at) & (steps.step <= rolled) & (steps.real == 1)).sum())
+    level = near.running_mean.iloc[0]
+    back = near[(near.step > rolled) & (near.loss <= level)].step
+    recovered = len(back) > 0 and back.iloc[0] - at <= RECOVER_STEPS
+    return took <= DETECT_STEPS and recovered, (
+        f"fault at step {at}, rollback {took} real steps later; loss {number(near[near.step >= at].loss.max(), 4)} at "
+        f"worst, back under its mean before the fault, {number(level, 4)}, "
+        + (f"{int(back.iloc[0]) - at} steps after it" if len(back) else "never")
+    )
+
+
+# Test -> the arm that takes it, and what it asks.
+TESTS = {
+    "ST-1": ("st1_long", "long training: no divergence, stable phases"),
+    "ST-2": ("st2_large_batch", "large batch: finishes, throughput at least half of hybrid's"),
+    "ST-3": ("st3_long_sequence", "long sequence: finishes, throughput at least half of hybrid's"),
+    "ST-4": ("st4_recovery", "divergence recovery: detected, rolled back, and recovered from"),
+}
+
+
+def judge(records: Records, test: str, checks: Checks) -> str:
+    """Judges every run of a test's arm, adds the result to `checks`, and says it in Markdown; without a run, nothing
+    is added."""
+    arm, about = TESTS[test]
+    mine = records.where(arm=[arm])
+    results = []
+    for run in mine.runs.itertuples():
+        steps, evals = (f[(f[KEYS] == [run.arm, run.data, run.seed]).all(axis=1)] for f in (mine.steps, mine.evals))
+        hybrid = records.runs[(records.runs.arm == "hybrid") & (records.runs.data == run.data)].trained_tokens_per_s
+        if test == "ST-1":
+            results.append(long_training(steps, evals))
+        elif test == "ST-4":
+            results.append(recovery(steps))
+        else:
+            results.append(finishes(steps, run.trained_tokens_per_s, hybrid.mean()))
+    if not results:
+        return f"**{test}** was not run: `{arm}` has no complete run."
+    passed, evidence = all(good for good, _ in results), "; ".join(said for _, said in results)
+    checks.add(test, about, passed, evidence)
+    return f"**{test} {'passes' if passed else 'fails'}**: {evidence}."

@@ -1,0 +1,132 @@
+"""What all figures share: Okabe-Ito colours fixed by name, print sizes, and small data."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+BLACK, ORANGE, SKY, GREEN, YELLOW = "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#999999"
+
+COLOURS = {
+    "baseline": BLACK,
+    "hybrid": BLUE,
+    "memory_optimized": GREEN,
+    "hold": ORANGE,
+    "sham": VERMILLION,
+    "baseline_bf16": GREY,
+    "hybrid_bf16": SKY,
+    "hybrid_accumulation": PURPLE,
+    "hybrid_offload": YELLOW,
+    "spectral": BLUE,
+    "nesterov": PURPLE,
+    "linear": SKY,
+    "warmup": GREY,
+    "full": BLUE,
+    "predict": ORANGE,
+    "correct": GREEN,
+    "PASS": GREEN,
+    "FAIL": VERMILLION,
+    "INCONCLUSIVE": GREY,
+}
+SPARE = (SKY, PURPLE, YELLOW, GREY)  # for names that are not above, in the order of their appearance
+TEXT_WIDTH_PX = 640  # a figure this wide fills the text's 16 cm; a narrower one keeps its scale
+WIDTH, HEIGHT, FONT = 575, 250, 12  # px; with its axis a chart fills the text, and 12 px print at 8.5 pt
+
+
+@alt.theme.register("print", enable=True)
+def _theme() -> alt.theme.ThemeConfig:
+    axis = dict(
+        labelFontSize=FONT - 1,
+        titleFontSize=FONT,
+        titleFontWeight="normal",
+        gridColor="#e5e5e5",
+        domainColor="#555555",
+        tickColor="#555555",
+    )
+    legend = dict(
+        orient="top",
+        labelFontSize=FONT,
+        titleFontSize=FONT,
+        titleFontWeight="normal",
+        symbolStrokeWidth=2.5,
+        columns=5,
+        labelLimit=220,
+    )
+    title = dict(fontSize=FONT, fontWeight="bold", anchor="start")
+    view = dict(strokeWidth=0, continuousWidth=WIDTH, continuousHeight=HEIGHT)
+    return {
+        "config": dict(
+            axis=axis,
+            legend=legend,
+            title=title,
+            view=view,
+            background="white",
+            header=dict(labelFontSize=FONT, titleFontSize=FONT),
+        )
+    }
+
+
+def _as_csv(data: pd.DataFrame, **_: Any) -> dict[str, Any]:
+    """A chart's data as one CSV text: a third of the size of a list of records."""
+    return {"values": data.to_csv(index=False), "format": {"type": "csv"}}
+
+
+alt.data_transformers.register("csv", _as_csv)
+alt.data_transformers.enable("csv")
+
+
+def drawn(figure: Callable[..., alt.TopLevelMixin]) -> Callable[..., alt.TopLevelMixin]:
+    """A figure whose frame has no rows says so instead of failing: a report on missing records must still be made."""
+
+    @wraps(figure)
+    def safe(frame: pd.DataFrame, *args: Any, **settings: Any) -> alt.TopLevelMixin:
+        if len(frame):
+            return figure(frame, *args, **settings)
+        said = pd.DataFrame({"said": ["no records to draw"]})
+        return alt.Chart(said).mark_text(fontSize=FONT, color=GREY).encode(text="said:N").properties(height=60)
+
+    return safe
+
+
+def colour(field: str, names: list[str], title: str | None = None, legend: bool = True) -> alt.Color:
+    """A nominal colour channel in which a name always has the same colour."""
+    spare = iter(SPARE * len(names))
+    chosen = [COLOURS.get(name) or next(spare) for name in names]
+    shown = alt.Legend(title=title) if legend else None
+    return alt.Color(f"{field}:N", scale=alt.Scale(domain=names, range=chosen), legend=shown, sort=names)
+
+
+def small(frame: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
+    """The frame with its floats cut to significant digits: a chart carries its data with it."""
+    out = frame.copy()
+    for column in out.select_dtypes("float"):
+        values = out[column].to_numpy(dtype=float, copy=True)
+        usable = np.isfinite(values) & (values != 0)
+        scale = 10.0 ** (digits - 1 - np.floor(np.log10(np.abs(values[usable]))))
+        values[usable] = np.round(values[usable] * scale) / scale
+        out[column] = values
+    return out
+
+
+def thinned(frame: pd.DataFrame, keys: list[str], points: int = 40) -> pd.DataFrame:
+    """At most about `points` rows a group, evenly spread, the last always among them."""
+    place = frame.groupby(keys).cumcount(ascending=False)
+    size = frame.groupby(keys)[keys[0]].transform("size")
+    return frame[place % np.ceil(size / points).astype(int) == 0]
+
+
+def in_order(frame: pd.DataFrame, column: str) -> list[str]:
+    """Names in the order in which colours are listed, then the rest as they appear."""
+    there = list(dict.fromkeys(frame[column]))
+    return sorted(there, key=lambda name: list(COLOURS).index(name) if name in COLOURS else len(COLOURS))
+
+
+def panels(charts: list[alt.Chart], columns: int) -> alt.ConcatChart | alt.Chart:
+    """Charts side by side with one legend; a single one as it is."""
+    if len(charts) == 1:
+        return charts[0]
+    return alt.concat(*charts, columns=columns, spacing=12).resolve_scale(color="shared", shape="shared")

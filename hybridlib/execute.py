@@ -1,0 +1,129 @@
+"""Executes one job: its notebook, with its parameters, in a fresh kernel. papermill does the work."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError, strip_color
+from traitlets import default
+
+from hybridlib import progress
+from hybridlib.plan import CHAPTERS, STAGES, Job
+from hybridlib.studies import OUTPUTS, PARAMS, ROOT
+
+NOTEBOOKS = ROOT / "notebooks"
+READERS = ("benchmark", "ablation", "stress", "report")  # stages whose chapter reads the records of runs
+
+
+class Kernel(AsyncKernelManager):
+    """A kernel reached through files of this user, not ports open to the machine, and with its own log kept quiet."""
+
+    @default("transport")
+    def _through_files(self) -> str:
+        return "ipc"
+
+    async def start_kernel(self, **options: Any) -> None:
+        """Errors of cells reach the notebook; what the kernel's process itself prints, as when interrupted, is dropped."""
+        await super().start_kernel(stderr=subprocess.DEVNULL, **options)
+
+
+class JobFailed(Exception):
+    """A notebook that did not run to its end; the message says where, and where the traceback lies."""
+
+
+def source(job: Job) -> Path:
+    return NOTEBOOKS / f"{job.notebook}.ipynb"
+
+
+def executed(job: Job, study: str) -> Path:
+    """Where a job's executed notebook lies."""
+    return progress.folder(job.run) / "run.ipynb" if job.run else OUTPUTS / study / "notebooks" / f"{job.notebook}.ipynb"
+
+
+def check(jobs: list[Job]) -> None:
+    """Raises `ValueError` where a job gives its notebook a parameter that its `parameters` cell does not have."""
+    known: dict[str, set[str]] = {}
+    for job in jobs:
+        if job.notebook not in known:
+            if not source(job).is_file():
+                raise ValueError(f"{source(job)}: no such notebook")
+            known[job.notebook] = set(papermill.inspect_notebook(source(job)))
+        if unknown := sorted(set(job.parameters) - known[job.notebook]):
+            has = ", ".join(sorted(known[job.notebook])) or "none"
+            raise ValueError(f"{source(job)}: no parameter {unknown[0]!r}: its parameters cell has {has}")
+
+
+def state(job: Job, study: str) -> str:
+    """A run's state as its records tell it; a chapter is `complete`, `stale` or `missing`."""
+    if job.run:
+        return progress.state(job.run)
+    there = metadata(executed(job, study))
+    if there is None:
+        return "missing"
+    return "complete" if there.get("inputs_sha256") == inputs_sha256(job, study) else "stale"
+
+
+def execute(job: Job, study: str) -> None:
+    """Runs the job's notebook and keeps the executed copy, with the error in it if there was one.
+
+    Raises `JobFailed`. On `KeyboardInterrupt` the kernel is shut down before the exception goes on.
+    """
+    out = executed(job, study)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    inputs = inputs_sha256(job, study)
+    try:
+        papermill.execute_notebook(source(job), out, job.parameters, progress_bar=False, kernel_manager_class=Kernel)
+    except PapermillExecutionError as error:
+        said = strip_color(f"{error.ename}: {error.evalue}")
+        line = error.source.strip().splitlines()[0]
+        raise JobFailed(f"{said}\n  in cell {error.exec_count} of {out}, which begins: {line}") from None
+    except DeadKernelError:
+        raise JobFailed(f"the kernel died, as it does when memory runs out; executed so far: {out}") from None
+    except (RuntimeError, OSError) as error:
+        raise JobFailed(f"the notebook could not be executed: {error}") from None
+    else:
+        stamp(out, inputs_sha256=inputs)
+    finally:
+        stamp(out)
+
+
+def stamp(path: Path, **facts: Any) -> None:
+    """Adds facts to an executed notebook's metadata, and takes out papermill's paths: copies look alike everywhere."""
+    if path.is_file():
+        notebook = nbformat.read(path, as_version=4)
+        for key in ("input_path", "output_path"):
+            notebook.metadata.get("papermill", {}).pop(key, None)
+        notebook.metadata.update(facts)
+        nbformat.write(notebook, path)
+
+
+def metadata(path: Path) -> dict[str, Any] | None:
+    """An executed notebook's metadata; None if there is none."""
+    return json.loads(path.read_text(encoding="utf-8"))["metadata"] if path.is_file() else None
+
+
+def inputs_sha256(job: Job, study: str) -> str:
+    """Of all that a chapter depends on: itself, its parameters, the library, `params/`, and the records it reads."""
+    folder = OUTPUTS / study
+    files = [source(job), *sorted((ROOT / "hybridlib").rglob("*.py")), *sorted(PARAMS.glob("*.yaml"))]
+    if job.stage in READERS:
+        files += sorted(folder.glob("runs/*/run.json"))
+    digest = hashlib.sha256(json.dumps(job.parameters, sort_keys=True).encode())
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    if job.stage == "report":
+        before = [metadata(folder / "notebooks" / f"{CHAPTERS[stage]}.ipynb") for stage in STAGES if stage != "report"]
+        digest.update(json.dumps([chapter and chapter.get("inputs_sha256") for chapter in before]).encode())
+    return digest.hexdigest()
+
+
+def forget(job: Job, study: str) -> None:
+    """Deletes what the job made, so that it starts from nothing."""
+    shutil.rmtree(progress.folder(job.run), ignore_errors=True) if job.run else executed(job, study).unlink(True)

@@ -1,0 +1,110 @@
+"""What a study's batch execution consists of: notebooks with their parameters, in order. Pure: nothing here runs one."""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hybridlib.config import Run, Study
+
+# Stage -> the chapter that argues it. A stage's training, if it has any, comes before its chapter.
+CHAPTERS = {
+    "question": "00_question",
+    "functionality": "01_functionality",
+    "phases": "02_phases",
+    "predictors": "03_predictors",
+    "memory": "04_memory",
+    "benchmark": "06_benchmark",
+    "ablation": "08_ablation",
+    "stress": "07_stress",
+    "report": "09_report",
+}
+STAGES = tuple(CHAPTERS)
+MEASURING = ("functionality", "phases")  # their chapters compute on the device that training uses
+TRAINING = "05_run"
+
+# Floating-point operations a second of two recent server cores: 0.9 and 1.1 x 10^11 were measured for GPT-2 Small and
+# for 1 M parameters, fp32. Only for an estimate before a study has records of its own.
+CPU_FLOPS = 1e11
+NOTEBOOK_S = 8.0  # start of a kernel and import of torch
+CHAPTER_S = 15.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One execution of one notebook. `run` is set for training; `extends` marks a run's second job (see `plan`)."""
+
+    stage: str
+    notebook: str
+    parameters: dict[str, Any] = field(hash=False)
+    run: Run | None = None
+    extends: bool = False
+
+    @property
+    def name(self) -> str:
+        return (f"{self.run.id} (extend)" if self.extends else self.run.id) if self.run else self.notebook
+
+
+def plan(
+    study: Study,
+    name: str,
+    only: Iterable[str] = STAGES,
+    arms: Iterable[str] = (),
+    data: Iterable[str] = (),
+    seeds: Iterable[int] = (),
+    full: bool = False,
+    device: str = "auto",
+) -> list[Job]:
+    """Every job of a study in the order of execution; empty `arms`, `data` or `seeds` mean all.
+
+    `name` is how the notebooks find the study: its name or its file. Stage by stage, a stage's training goes seed by
+    seed, within a seed in an order shuffled by it, so that drift of the machine favours no arm. A run that goes on
+    until it reaches its baseline's final loss (`extend`) needs that baseline: where the order puts the baseline later,
+    a second job at the end of the seed's block extends the run. Raises `ValueError` for a name that the study lacks.
+    """
+    wanted = {"arm": set(arms), "data": set(data), "seed": set(seeds)}
+    every = [run for stage in study.plan for run in stage_runs(study, stage, full=True)]
+    for what, values in wanted.items():
+        known = sorted({getattr(run, what) for run in every})
+        if unknown := sorted(values - set(known)):
+            raise ValueError(f"the plan of {study.study} has no {what} {unknown[0]!r}; it has {', '.join(map(str, known))}")
+    jobs = []
+    for stage in filter(set(only).__contains__, STAGES):
+        runs = stage_runs(study, stage, full)
+        for seed in dict.fromkeys(run.seed for run in runs):
+            block = [run for run in runs if run.seed == seed]
+            random.Random(seed).shuffle(block)
+            block = [r for r in block if all(not v or getattr(r, what) in v for what, v in wanted.items())]
+            extended = [run for at, run in enumerate(block) if run.extend > 1 and any(
+                later.role == "baseline" and later.data == run.data for later in block[at:])]
+            for run, extends in [(r, False) for r in block] + [(r, True) for r in extended]:
+                given = dict(study=name, arm=run.arm, data=run.data, seed=run.seed, device=device)
+                jobs.append(Job(stage, TRAINING, given, run, extends))
+        chapter, given = CHAPTERS[stage], {"study": name} | ({"device": device} if stage in MEASURING else {})
+        jobs.append(Job(stage, chapter, given | study.chapters.get(chapter, {})))
+    return jobs
+
+
+def stage_runs(study: Study, stage: str, full: bool) -> list[Run]:
+    """The runs of a stage, each once; sweeps marked `full` only if asked for."""
+    runs = {}
+    for sweep in study.plan.get(stage, []):
+        if full or not sweep.full:
+            for seed in sweep.seeds or study.seeds:
+                for data in sweep.data:
+                    runs |= {(arm, data, seed): study.run(arm, data, seed) for arm in sweep.arms}
+    return list(runs.values())
+
+
+def estimated_s(job: Job, known: dict[tuple[str, str], float]) -> float:
+    """Seconds that a job may take; `known` maps (arm, data) to the training seconds of complete runs."""
+    if job.run is None:
+        return CHAPTER_S
+    run = job.run
+    share = run.extend - 1 if job.extends else 1.0
+    if (run.arm, run.data) in known:
+        return NOTEBOOK_S + share * known[run.arm, run.data]
+    parameters = 12 * run.model.n_layer * run.model.n_embd**2 + run.model.vocab_size * run.model.n_embd
+    cycle = run.schedule
+    real = (cycle.full + cycle.correct) / (cycle.full + cycle.predict + cycle.correct) if cycle else 1.0
+    return NOTEBOOK_S + share * run.steps * real * 6 * parameters * run.batch_size * run.seq_len / CPU_FLOPS

@@ -1,0 +1,176 @@
+"""Runs a study: every notebook of its plan, in order, from training to the report.
+
+Complete and up-to-date jobs are skipped, interrupted ones resumed; a run whose parameters or training code changed is
+trained again. Exit status: 0 if every job of the plan is complete, 1 if not, 2 for a wrong argument or parameter file,
+130 if interrupted.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import sys
+import time
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from hybridlib import execute, report
+from hybridlib.live import ProgressLine, duration
+from hybridlib.pipeline import Pipeline, known_times
+from hybridlib.plan import STAGES, Job, estimated_s, plan
+from hybridlib.records import RunFolder
+from hybridlib.studies import OUTPUTS, load_study
+
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+
+
+def device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda:\d+", name):
+        raise argparse.ArgumentTypeError(f"{name!r} is none of auto, cpu, cuda:0, cuda:1, …")
+    return name
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--study", default="cpu", metavar="NAME|FILE", help="a study in params/, or a .yaml file (default: cpu)")
+    add("--only", nargs="+", choices=STAGES, metavar="STAGE", help=f"these stages alone, of: {', '.join(STAGES)}; "
+        "their chapters are executed again even if up to date")
+    add("--arms", nargs="+", default=[], metavar="ARM", help="train these arms alone")
+    add("--data", nargs="+", default=[], metavar="DATA", help="train on these data sources alone")
+    add("--seeds", nargs="+", default=[], type=int, metavar="SEED", help="train with these seeds alone")
+    add("--full", action="store_true", help="also what the study's plan marks `full: true`")
+    add("--dry-run", action="store_true", help="print the plan and stop")
+    add("--force", action="store_true", help="delete what these jobs made before, records included, and start afresh")
+    add("--keep-going", action="store_true", help="after a failed job go on with the others; the report says what is missing")
+    add("--device", default="auto", type=device, metavar="auto|cpu|cuda:N", help="where to train; auto: a GPU if there is one. "
+        "Records made on another device are kept, and named; --force trains them again here")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    try:
+        study = load_study(args.study)
+        jobs = plan(study, args.study, args.only or STAGES, args.arms, args.data, args.seeds, args.full, args.device)
+        execute.check(jobs)
+    except ValueError as error:  # ParameterError is one
+        console.print(f"[red]{escape(str(error))}[/]")
+        return 2
+    print_plan(jobs, study.study, args)
+    if args.dry_run:
+        return 0
+    folder = OUTPUTS / study.study
+    folder.mkdir(parents=True, exist_ok=True)
+    for polite in (signal.SIGINT, signal.SIGTERM):  # a kill stops as cleanly as Ctrl-C
+        signal.signal(polite, signal.default_int_handler)
+    lock = FileLock(folder / ".lock")
+    try:
+        with lock.acquire(timeout=0):
+            (folder / ".lock").write_text(f"process {os.getpid()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}")
+            return run(jobs, Pipeline(study, args.study, args.full), args)
+    except Timeout:
+        holder = (folder / ".lock").read_text()
+        console.print(f"[red]{folder} is in use by another run_all.py ({holder}): wait for it, or stop it.[/]")
+        return 1
+
+
+def print_plan(jobs: list[Job], study: str, args: argparse.Namespace) -> None:
+    known, total = known_times(study), 0.0
+    table = Table("", "stage", "job", "state", "estimate", title=f"Study {study}: {len(jobs)} jobs", title_justify="left")
+    for at, job in enumerate(jobs, start=1):
+        state = execute.state(job, study)
+        if todo := is_to_do(job, state, args):
+            total += estimated_s(job, known)
+        said = f"{state}, {on_device(job, args.device)}" if state == "complete" and on_device(job, args.device) else state
+        table.add_row(str(at), job.stage, job.name, said, duration(estimated_s(job, known)) if todo else "")
+    console.print(table)
+    source = "from this study's records" if known else "a rough guess for two CPU cores"
+    console.print(f"Estimated time: {duration(total)} ({source}).")
+
+
+def is_to_do(job: Job, state: str, args: argparse.Namespace) -> bool:
+    """Chapters that were asked for by `--only` are executed again: that is how one rebuilds their figures."""
+    return args.force or state != "complete" or bool(args.only and not job.run)
+
+
+def on_device(job: Job, device: str) -> str:
+    """Says where a complete run was made, if that is another kind of device than the one asked for."""
+    facts = RunFolder(execute.executed(job, "").parent).facts if job.run and device != "auto" else None
+    differs = facts and facts["device"].split(":")[0] != device.split(":")[0]
+    return f"on {facts['device']}: kept, --force trains it on {device}" if differs else ""
+
+
+def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
+    """Executes what is to do; returns the exit status."""
+    study, started = pipeline.study.study, time.monotonic()
+    if args.force:
+        for job in jobs:
+            execute.forget(job, study)
+    try:
+        for at, job in enumerate(jobs, start=1):
+            if job.extends and not pipeline.went_well(job.run.id):
+                continue
+            if is_to_do(job, execute.state(job, study), args) and not attempt(job, f"[{at}/{len(jobs)}]", pipeline):
+                if not args.keep_going:
+                    console.print("Stopped at the first failure; --keep-going goes on with the other jobs.")
+                    break
+    except KeyboardInterrupt:
+        pipeline.write()
+        console.print("Stopped. The same command goes on from here.")
+        return 130
+    return conclude(jobs, pipeline, time.monotonic() - started)
+
+
+def attempt(job: Job, label: str, pipeline: Pipeline) -> bool:
+    """Executes one job; says, and records, how it went."""
+    study, started = pipeline.study.study, time.monotonic()
+    try:
+        with ProgressLine(job, label, console):
+            if job.stage == "report":
+                pipeline.write(STAGES[:-1])  # the report judges the pipeline: all of it but itself
+            execute.execute(job, study)
+            warnings = report.export(OUTPUTS / study, execute.executed(job, study)) if job.stage == "report" else []
+        status, message = "complete", ""
+    except (execute.JobFailed, report.ExportFailed) as error:
+        status, message, warnings = "failed", str(error), []
+    seconds = time.monotonic() - started
+    pipeline.add(job, status, seconds, message)
+    console.print(f"{label} {job.stage}: {job.name}: {status}, {duration(seconds)}")
+    for line in filter(None, [message, *warnings]):
+        console.print(f"[red]{escape(line)}[/]")
+    return status == "complete"
+
+
+def conclude(jobs: list[Job], pipeline: Pipeline, seconds: float) -> int:
+    """Writes the pipeline's outcome, prints the verdicts, and returns the exit status."""
+    outcome = pipeline.write().set_index("job")
+    folder = OUTPUTS / pipeline.study.study
+    if (folder / "results.json").exists():
+        console.print(verdicts(json.loads((folder / "results.json").read_text())))
+    for name in ("report.pdf", "report.html", report.MARKDOWN):
+        if (folder / name).exists():
+            console.print(str(folder / name))
+    wrong = [job for job in jobs if outcome.status[job.name] != "complete"]
+    for job in wrong:
+        console.print(f"[red]{outcome.status[job.name]}: {job.name}[/]")
+    console.print(f"{len(jobs) - len(wrong)} of {len(jobs)} jobs complete, {duration(seconds)}.")
+    return 1 if wrong else 0
+
+
+def verdicts(results: dict) -> Table:
+    table = Table("", "verdict", "value", "why", title="Verdicts", title_justify="left")
+    colours = {"PASS": "green", "FAIL": "red"}
+    for name, c in results["criteria"].items():
+        number = "" if c.get("value") is None else f"{c['value']:.4g} {c.get('unit') or ''}".strip()
+        colour = colours.get(c["verdict"], "yellow")
+        table.add_row(name, f"[{colour}]{c['verdict']}[/]", number, escape(str(c.get("why", ""))))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Records small enough to check by hand: a study of 40 steps whose losses and times follow formulas."""
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hybridlib.config import Run
+from hybridlib.records import EvalRecord, RunFolder, StepRecord
+from hybridlib.studies import load_study
+from hybridlib.summary import summarise
+
+ARMS = ["baseline", "hybrid", "memory_optimized", "hold", "sham"]
+SEEDS = [1, 2, 3]
+STUDY = dict(
+    study="fake",
+    about="made by formula",
+    model=dict(preset="nano"),
+    steps=40,
+    batch_size=4,
+    seq_len=16,
+    seeds=SEEDS,
+    sources=dict(text=dict(kind="text", tokenizer_vocab=512)),
+    arms=dict(hybrid=dict(schedule=dict(warmup=4, full=3, predict=5, correct=1))),
+    plan=dict(benchmark=[dict(arms=ARMS, data=["text"])]),
+)
+FACTS = dict(
+    corpus_sha256="corpus",
+    floor_nats=None,
+    device="cpu: by hand, 1 threads",
+    versions={"python": "3.11"},
+    started_at="2026-01-01T00:00:00+00:00",
+    ended_at="2026-01-01T00:01:00+00:00",
+    model_parameters=1000,
+    memory_floor_mb=10.0,
+    target_loss=None,
+    code=dict(commit="c" * 40, dirty=False, training_sha256="t"),
+)
+
+
+class FakeStudy:
+    """Writes runs: a real step takes 0.1 s, a predicted one 0.01 s, other arms than the baseline 1 % less per seed; the
+    held-out loss falls by 0.02 nats a step that counts: every step, but only real ones for the controls."""
+
+    def __init__(self, folder: Path) -> None:
+        self.outputs, self.file = folder / "outputs", folder / "fake.yaml"
+        self.file.write_text(yaml.safe_dump(STUDY))
+        self.name, self.study = str(self.file), load_study(str(self.file))
+        self.folder = self.outputs / "fake"
+
+    def write(self, arm: str, seed: int, gap_nats: float = 0.0, **facts) -> None:
+        run = self.study.run(arm, "text", seed)
+        records = RunFolder(self.folder / "runs" / run.id)
+        last = run.steps if arm in ("baseline", "hybrid", "memory_optimized") else int(run.extend * run.steps)
+        spread, seconds, real_steps = 0.0 if arm == "baseline" else 0.01 * seed, 0.0, 0
+        for step in range(1, last + 1):
+            phase, first = phase_at(run, step)
+            real = phase != "predict"
+            real_steps += real
+            step_s = (0.1 if real else 0.01) * (1 - spread)
+            seconds += step_s if step > 3 else 0.0
+            counted = real_steps if run.role == "control" else step
+            loss = 6.0 - 0.02 * counted + gap_nats - 0.01 * spread
+            known = real or first
+            mb = 60.0 if run.memory == "offload" and not real else 100.0
+            records.add(
+                StepRecord(
+                    step,
+                    phase,
+                    int(real),
+                    loss if known else None,
+                    math.exp(loss) if known else None,
+                    1.0 if real else None,
+                    64 * real_steps,
+                    step_s,
+                    mb,
+                    "jump" if first else "",
+                )
+            )
+            if step % 20 == 0:
+                records.add(EvalRecord(step, real_steps, seconds, loss))
+        records.flush()
+        names = dict(study="fake", arm=arm, role=run.role, data="text", seed=seed, last_step=last)
+        summary = summarise(records.steps(), records.evals(), run.steps, run.batch_size * run.seq_len)
+        own = dict(parameters=run.model_dump(), parameters_sha256=run.sha256, summary=summary)
+        records.finish(FACTS | names | own | facts)
+
+    def rewrite(self, arm: str, seed: int, **changes) -> None:
+        """Writes a run again, in place of the one that there is."""
+        for file in (self.folder / "runs" / f"{arm}-text-s{seed}").glob("*"):
+            file.unlink()
+        self.write(arm, seed, **changes)
+
+
+def phase_at(run: Run, step: int) -> tuple[str, bool]:
+    """The phase of a nominal step, and whether it is the first of a Predict phase."""
+    s = run.schedule
+    if s is None:
+        return "full", False
+    if step <= s.warmup:
+        return "warmup", False
+    at = (step - s.warmup - 1) % (s.full + s.predict + s.correct)
+    return ("full" if at < s.full else "predict" if at < s.full + s.predict else "correct"), at == s.full
+
+
+@pytest.fixture
+def fake_study(tmp_path: Path) -> FakeStudy:
+    """All five arms at three seeds, complete; `hybrid` and `memory_optimized` end level with the baseline."""
+    fake = FakeStudy(tmp_path)
+    for seed in SEEDS:
+        for arm in ARMS:
+            fake.write(arm, seed)
+    return fake

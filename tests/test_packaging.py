@@ -1,0 +1,103 @@
+"""One list of packages: pyproject.toml, requirements.lock, environment.yml and what is installed say the same."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import distribution, packages_distributions
+
+import nbformat
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from hybridlib.studies import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DIRECT = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+LOCK = (ROOT / "requirements.lock").read_text().split()
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+NOT_IMPORTED = {
+    "ipykernel": "runs the notebooks",
+    "jupyterlab": "make lab",
+    "jinja2": "pandas' Styler, for LaTeX tables",
+    "tabulate": "pandas' to_markdown",
+}
+
+
+def pins(lines: list[str]) -> dict[str, str]:
+    """Canonical name -> version; every line must be an exact pin without a local version."""
+    found = {}
+    for line in lines:
+        name, version = re.fullmatch(r"([A-Za-z0-9._-]+)==([0-9][0-9a-z.]*)", line).groups()
+        found[canonicalize_name(name)] = version
+    return found
+
+
+def installed(name: str) -> str:
+    return distribution(name).version.split("+")[0]
+
+
+def closure(requirements: list[str]) -> set[str]:
+    """Canonical names of these requirements and of all that they need on this platform."""
+    seen: set[tuple[str, frozenset[str]]] = set()
+
+    def walk(line: str, extras: frozenset[str]) -> None:
+        requirement = Requirement(line)
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras | {""}):
+            return
+        wanted = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        if wanted not in seen:
+            seen.add(wanted)
+            for below in distribution(wanted[0]).requires or []:
+                walk(below, wanted[1])
+
+    for line in requirements:
+        walk(line, frozenset())
+    return {name for name, _ in seen}
+
+
+def test_direct_dependencies_are_exact_pins_of_the_lock():
+    locked = pins(LOCK)
+    assert {name: locked.get(name) for name in pins(DIRECT)} == pins(DIRECT)
+
+
+def test_the_lock_is_what_the_project_needs_and_no_more():
+    assert set(pins(LOCK)) == closure(DIRECT)
+
+
+def test_the_lock_is_what_is_installed():
+    assert {name: installed(name) for name in pins(LOCK)} == pins(LOCK)
+
+
+def test_conda_users_get_the_same_pins():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [item for item in environment["dependencies"] if isinstance(item, str)]
+    pip = next(item["pip"] for item in environment["dependencies"] if isinstance(item, dict))
+    assert [re.split("[=<>]", item)[0] for item in conda] == ["python", "pip", "pandoc", "tectonic"]
+    assert pip == ["-r requirements.lock", "-e ."]
+    python = tuple(map(int, conda[0].split("=")[1].split(".")))
+    assert python >= tuple(map(int, PROJECT["requires-python"].removeprefix(">=").split(".")))
+
+
+def test_make_installs_the_same_lock_and_the_python_that_is_asked_for():
+    assert "pip install --quiet --disable-pip-version-check -r requirements.lock" in MAKEFILE
+    asked = PROJECT["requires-python"].removeprefix(">=")
+    assert f"sys.version_info < ({asked.replace('.', ', ')})" in MAKEFILE
+
+
+def test_everything_imported_is_a_direct_dependency_and_the_other_way_round():
+    sources = [ROOT / "run_all.py", *(ROOT / "hybridlib").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
+    code = [path.read_text() for path in sources]
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        code += [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    modules = set()
+    for node in (node for text in code for node in ast.walk(ast.parse(text))):
+        modules |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+        modules |= {node.module} if isinstance(node, ast.ImportFrom) else set()
+    top = {name.split(".")[0] for name in modules} - set(sys.stdlib_module_names) - {"hybridlib", "run_all", "conftest"}
+    owners = packages_distributions()
+    imported = {canonicalize_name(owners[name][0]) for name in top}
+    assert imported - set(pins(DIRECT)) == set()
+    assert set(pins(DIRECT)) - imported == set(NOT_IMPORTED)

@@ -1,0 +1,148 @@
+"""The report's export: what the PDF, the HTML and the Markdown of one small executed notebook hold."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import altair as alt
+import nbformat
+import pandas as pd
+import pytest
+from IPython.core.formatters import DisplayFormatter
+from nbconvert.utils import pandoc
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from hybridlib import report
+from hybridlib.analysis.display import figure, table
+
+CHARACTERS = "α β γ η μ σ Δ × ≤ ≥ ≈ ± − – → ∞ √ ² ½ … “ ”"
+CAPTION = "Loss against step: 3 % & 5_000 tokens, Δ ≤ 1 %"
+TITLE = "A report of 100 % & more"
+
+
+def shown(content: object) -> nbformat.NotebookNode:
+    """A cell that displays this, with outputs as a kernel sends them."""
+    data, metadata = DisplayFormatter().format(content)
+    return new_code_cell("hidden_code()", outputs=[new_output("display_data", data=data, metadata=metadata)])
+
+
+def notebook(folder: Path, *cells: nbformat.NotebookNode) -> Path:
+    """An executed notebook in a study's folder: a title, then the cells."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = new_notebook(cells=[new_markdown_cell(f"# {TITLE}"), *cells], metadata={"title": TITLE})
+    nbformat.write(content, folder / "executed.ipynb")
+    return folder / "executed.ipynb"
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """A study's folder with the report of every kind of content that the display contract knows."""
+    folder = tmp_path_factory.mktemp("outputs") / "a study"
+    losses = pd.DataFrame({"step": range(20), "loss": [5 - 0.1 * step for step in range(20)], "arm": ["a", "b"] * 10})
+    chart = alt.Chart(losses, width=400, height=200).mark_line().encode(x="step", y="loss", color="arm")
+    frame = pd.DataFrame({"arm": ["memory_optimized", "hold"], "Δloss (%)": ["0.5 ± 0.1", "<script>5 & 6"]})
+    cells = [
+        new_markdown_cell(f"## Summary of {CHARACTERS}\n\nPlain `code_α` and $p < \\alpha$; **C1**.\n\n| a | b |\n|--|--|\n| 1 | 2 |"),
+        shown(figure(chart, "loss", CAPTION, folder)),
+        shown(figure(chart, "again", "A second figure", folder)),
+        shown(table(frame, "arms", "Arms & more", folder)),
+    ]
+    assert report.export(folder, notebook(folder, *cells)) == []
+    return folder
+
+
+def pdf_text(folder: Path) -> str:
+    done = subprocess.run(["pdftotext", "-layout", str(folder / "report.pdf"), "-"], capture_output=True, check=True)
+    return done.stdout.decode()
+
+
+def test_pdf_holds_every_character_caption_and_cell(study):
+    text = pdf_text(study)
+    for character in CHARACTERS.split():
+        assert character in text, character
+    assert f"Figure 1: {CAPTION}" in text and "Figure 2: A second figure" in text
+    assert "Table 1: Arms & more" in text, "the table without a caption takes no number"
+    assert TITLE in text and "memory_optimized" in text and "code_α" in text
+    assert "hidden_code" not in text
+    assert text.count(TITLE) == 1, "the notebook's heading is the title, not a section too"
+
+
+def test_pdf_figures_are_vectors_and_fonts_are_embedded(study):
+    images = subprocess.run(["pdfimages", "-list", str(study / "report.pdf")], capture_output=True, text=True).stdout
+    assert len(images.splitlines()) == 2, "no bitmap under the two header lines"
+    fonts = subprocess.run(["pdffonts", str(study / "report.pdf")], capture_output=True, text=True).stdout
+    assert "TeXGyreTermes" in fonts
+    assert all(line.split()[-5] == "yes" for line in fonts.splitlines()[2:])
+
+
+def test_the_same_notebook_gives_the_same_bytes(study):
+    names = ["report.pdf", "report.tex", "report.html", report.MARKDOWN]
+    before = [(study / name).read_bytes() for name in names]
+    report.export(study, study / "executed.ipynb")
+    assert [(study / name).read_bytes() for name in names] == before
+
+
+def test_html_stands_alone(study):
+    html = (study / "report.html").read_text()
+    tags = re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", re.sub(r"(<script>).*?(</script>)", r"\1\2", html, flags=re.S))
+    loaded = [where for tag in tags for where in re.findall(r'(?:src|href)="([^"]*)"', tag)]
+    assert all(where.startswith("data:image/png;base64,") for where in loaded)
+    assert "@import" not in html and "url(http" not in html
+    assert html.count("vegaEmbed=") == 1, "the libraries are embedded once"
+    assert html.count("vegaEmbed(document.currentScript") == 2
+    assert len(re.findall(r"<noscript>\s*<img[^>]*data:image/png", html)) == 2
+
+
+def test_html_holds_text_formulas_and_captions_and_no_code(study):
+    html = (study / "report.html").read_text()
+    assert "<math" in html and "$p <" not in html
+    assert html.count(CAPTION.replace("&", "&amp;")) >= 1
+    assert "&lt;script&gt;5 &amp; 6" in html
+    assert "hidden_code" not in html
+
+
+def test_markdown_links_the_plots_by_relative_paths(study):
+    text = (study / report.MARKDOWN).read_text()
+    links = re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
+    assert links == ["plots/loss.png", "plots/again.png"]
+    assert all((study / link).is_file() for link in links)
+    assert text.lstrip().startswith(f"# {TITLE}") and "| memory_optimized |" in text
+    assert "hidden_code" not in text
+
+
+def test_a_latex_error_is_shown(tmp_path):
+    data = {"text/latex": r"fine \undefinedthing", "text/plain": "fine"}
+    bad = new_code_cell("", outputs=[new_output("display_data", data=data)])
+    with pytest.raises(report.ExportFailed, match=r"(?s)Undefined control sequence.*\\undefinedthing"):
+        report.export(tmp_path, notebook(tmp_path, bad))
+    assert (tmp_path / "report.html").exists() and not (tmp_path / "report.pdf").exists()
+
+
+def test_a_lost_character_is_an_error(tmp_path):
+    with pytest.raises(report.ExportFailed, match="characters.*☃"):
+        report.export(tmp_path, notebook(tmp_path, new_markdown_cell("A snowman ☃.")))
+
+
+def test_a_line_too_wide_is_a_warning(tmp_path):
+    wide = new_markdown_cell("## Wide\n\n`" + "x" * 120 + "`")
+    warnings = report.export(tmp_path, notebook(tmp_path, wide))
+    assert len(warnings) == 1 and "pt too wide" in warnings[0]
+
+
+def test_without_tex_everything_else_is_exported(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "pandoc").symlink_to(shutil.which("pandoc"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(report.ExportFailed, match="no xelatex.*make tex"):
+        report.export(tmp_path / "study", notebook(tmp_path / "study"))
+    assert {p.name for p in (tmp_path / "study").glob("*")} >= {"report.html", "report.tex", report.MARKDOWN}
+
+
+def test_without_pandoc_there_is_markdown_still(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    pandoc.clean_cache()
+    monkeypatch.setattr(pandoc.check_pandoc_version, "_cached", None)
+    with pytest.raises(report.ExportFailed, match="pandoc is not installed"):
+        report.export(tmp_path, notebook(tmp_path))
+    assert (tmp_path / report.MARKDOWN).exists()

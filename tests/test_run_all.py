@@ -1,0 +1,238 @@
+"""The plan and the command: what would be run, in which order, and what is refused before anything is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+import run_all
+from hybridlib import execute, live, pipeline, progress
+from hybridlib.plan import CHAPTERS, STAGES, TRAINING, Job, estimated_s, plan
+from hybridlib.records import EvalRecord, RunFolder, StepRecord
+from hybridlib.studies import ROOT, load_study
+
+SMOKE = load_study("smoke")
+
+
+def command(*args: str, outputs: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"HYBRIDLIB_OUTPUTS": str(outputs)}
+    return subprocess.run([sys.executable, "run_all.py", *args], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def status(*args: str) -> int:
+    try:
+        return run_all.main(list(args))
+    except SystemExit as refused:  # by argparse
+        return refused.code
+
+
+def training(jobs: list[Job]) -> list[Job]:
+    return [job for job in jobs if job.run]
+
+
+def test_every_planned_run_is_a_job_and_every_stage_ends_with_its_chapter():
+    jobs = plan(SMOKE, "smoke")
+    planned = {(stage, arm, data, seed) for stage, sweeps in SMOKE.plan.items() for sweep in sweeps
+               for arm in sweep.arms for data in sweep.data for seed in sweep.seeds or SMOKE.seeds}
+    first = [job for job in training(jobs) if not job.extends]
+    assert {(job.stage, job.run.arm, job.run.data, job.run.seed) for job in first} == planned
+    assert len(first) == len(planned)
+    assert [job.notebook for job in jobs if not job.run] == list(CHAPTERS.values())
+    last = {job.stage: job for job in jobs}
+    assert all(last[stage].notebook == CHAPTERS[stage] for stage in STAGES)
+
+
+def test_the_plan_is_a_pure_function():
+    assert plan(SMOKE, "smoke") == plan(load_study("smoke"), "smoke")
+
+
+def test_seeds_come_in_blocks_and_the_seed_shuffles_the_arms():
+    jobs = [job for job in training(plan(load_study("cpu"), "cpu", only=["benchmark"], data=["text"])) if not job.extends]
+    seeds = [job.run.seed for job in jobs]
+    assert seeds == sorted(seeds)
+    orders = [[(job.run.arm, job.run.data) for job in jobs if job.run.seed == seed] for seed in sorted(set(seeds))]
+    assert len({tuple(sorted(order)) for order in orders}) == 1
+    assert len({tuple(order) for order in orders}) == len(orders)
+
+
+def test_a_run_before_its_baseline_is_extended_after_it_and_no_other():
+    jobs = training(plan(SMOKE, "smoke"))
+    at = {job.name: place for place, job in enumerate(jobs)}
+    for job in jobs:
+        if job.extends:
+            continue
+        baseline = at.get(f"baseline-{job.run.data}-s{job.run.seed}")
+        again = job.run.extend > 1 and baseline is not None and at[job.name] < baseline and job.stage == "benchmark"
+        assert (f"{job.name} (extend)" in at) == again, job.name
+        if again:
+            assert at[f"{job.name} (extend)"] > baseline
+            assert all(later.extends or later.run.seed != job.run.seed for later in jobs[at[f"{job.name} (extend)"]:]
+                       if later.stage == job.stage)
+    assert any(job.extends for job in jobs)
+
+
+@pytest.mark.parametrize("chosen", [{}, {"arms": ["baseline", "hybrid"]}, {"data": ["text"]}, {"seeds": [43]},
+                                    {"only": ["stress"]}, {"arms": ["hybrid"], "data": ["text"], "seeds": [42]}])
+def test_a_choice_is_a_part_of_the_whole_plan_in_its_order(chosen):
+    whole = [job.name for job in plan(SMOKE, "smoke")]
+    part = plan(SMOKE, "smoke", **chosen)
+    assert [name for name in whole if name in {job.name for job in part}] == [job.name for job in part]
+    for job in training(part):
+        assert job.run.arm in chosen.get("arms", [job.run.arm]) and job.run.seed in chosen.get("seeds", [job.run.seed])
+
+
+@pytest.mark.parametrize(("chosen", "said"), [({"arms": ["hybird"]}, "'hybird'.*baseline"), ({"data": ["prose"]}, "'prose'.*text"),
+                                              ({"seeds": [7]}, "7.*42, 43")])
+def test_a_choice_of_nothing_is_refused(chosen, said):
+    with pytest.raises(ValueError, match=said):
+        plan(SMOKE, "smoke", **chosen)
+
+
+def test_sweeps_marked_full_are_left_to_full(tmp_path):
+    content = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
+    content["plan"]["benchmark"][2]["full"] = True
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    study = load_study(str(tmp_path / "s.yaml"))
+    short, whole = ({job.run.data for job in training(plan(study, "s", full=full))} for full in (False, True))
+    assert short == {"text"} and whole == {"text", "markov", "uniform"}
+    assert plan(study, "s", data=["markov"]), "a name that only --full runs is no misspelling"
+
+
+def test_jobs_carry_what_their_notebooks_need_and_nothing_else(tmp_path):
+    jobs = plan(SMOKE, "smoke", device="cpu")
+    execute.check(jobs)
+    job = next(job for job in jobs if job.run)
+    assert job.parameters == dict(study="smoke", arm=job.run.arm, data=job.run.data, seed=job.run.seed, device="cpu")
+    wrong = Job("report", "09_report", {"study": "smoke", "stduy": 1})
+    with pytest.raises(ValueError, match="09_report.ipynb: no parameter 'stduy': its parameters cell has study"):
+        execute.check([wrong])
+    with pytest.raises(ValueError, match="no such notebook"):
+        execute.check([Job("report", "10_sequel", {})])
+
+
+def test_estimates_come_from_records_where_there_are_any():
+    slow, fast = (load_study(name).run("baseline", "text", 42) for name in ("gpt2-small", "smoke"))
+    guess = [estimated_s(Job("benchmark", TRAINING, {}, run), {}) for run in (slow, fast)]
+    assert 1200 < guess[0] < 3600, "20 to 60 minutes for 1000 steps of GPT-2 Small on two cores"
+    assert guess[1] < 15
+    known = {("baseline", "text"): 100.0}
+    assert 100 < estimated_s(Job("benchmark", TRAINING, {}, slow), known) < 115
+    hybrid = load_study("gpt2-small").run("hybrid", "text", 42)
+    assert estimated_s(Job("benchmark", TRAINING, {}, hybrid), {}) < 0.6 * guess[0]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+def test_durations(seconds, said):
+    assert live.duration(seconds) == said
+
+
+def test_progress_is_read_from_whole_rows_of_this_start_only(tmp_path, monkeypatch):
+    run = SMOKE.run("hybrid", "text", 42)
+    monkeypatch.setattr(progress, "OUTPUTS", tmp_path)
+    records = RunFolder(progress.folder(run))
+    assert live.how_far(run, 0.0) == "starting"
+    for step in range(1, 31):
+        records.add(StepRecord(step, "full", 1, 5.0, 148.4, 1.0, 128 * step, 0.5, 10.0, ""))
+    records.add(StepRecord(31, "predict", 0, None, None, None, 3840, 0.5, 10.0, ""))
+    records.flush()
+    with (records.path / "steps.csv").open("a") as out:
+        out.write("32,full,1,9")
+    assert live.how_far(run, 0.0) == "step 31/60, loss 5.000, 256 tokens/s, 14 s left"
+    assert live.how_far(run, (records.path / "steps.csv").stat().st_mtime + 1) == "starting"
+
+
+def test_a_chapter_is_out_of_date_when_what_it_reads_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(execute, "OUTPUTS", tmp_path)
+    jobs = {job.stage: job for job in plan(SMOKE, "smoke") if not job.run}
+    for job in jobs.values():
+        assert execute.state(job, "smoke") == "missing"
+        out = execute.executed(job, "smoke")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(nbformat.read(execute.source(job), as_version=4), out)
+        execute.stamp(out, inputs_sha256=execute.inputs_sha256(job, "smoke"))
+        assert execute.state(job, "smoke") == "complete"
+    record = tmp_path / "smoke" / "runs" / "baseline-text-s42" / "run.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    stale = {stage for stage, job in jobs.items() if execute.state(job, "smoke") == "stale"}
+    assert stale == {"benchmark", "ablation", "stress", "report"}
+
+
+def test_executed_copies_name_no_folder_of_this_machine(tmp_path):
+    notebook = nbformat.v4.new_notebook(metadata={"papermill": {"input_path": "/a", "output_path": "/b", "duration": 1}})
+    nbformat.write(notebook, tmp_path / "x.ipynb")
+    execute.stamp(tmp_path / "x.ipynb", inputs_sha256="abc")
+    there = json.loads((tmp_path / "x.ipynb").read_text())["metadata"]
+    assert there == {"papermill": {"duration": 1}, "inputs_sha256": "abc"}
+
+
+def test_the_pipelines_outcome_keeps_what_is_still_true(tmp_path, monkeypatch):
+    for module in (pipeline, execute, progress):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
+    first = pipeline.Pipeline(SMOKE, "smoke")
+    jobs = plan(SMOKE, "smoke")
+    failed = jobs[0]
+    first.add(failed, "failed", 3.21, "one\n two")
+    table = first.write(STAGES[:-1]).set_index("job")
+    assert "09_report" not in table.index and len(table) == len(jobs) - 1
+    assert tuple(table.loc[failed.name, ["status", "seconds", "message"]]) == ("failed", 3.2, "one two")
+    assert set(table.status) == {"failed", "missing"}
+    again = pipeline.Pipeline(SMOKE, "smoke").write().set_index("job")
+    assert again.status[failed.name] == "failed" and again.status["09_report"] == "missing"
+    assert (tmp_path / "smoke" / "results" / "pipeline.csv").read_text().splitlines()[0] == ",".join(pipeline.COLUMNS)
+
+
+def test_known_times_are_means_by_arm_and_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path)
+    for seed, seconds in ((1, 10.0), (2, 20.0)):
+        records = RunFolder(tmp_path / "s" / "runs" / f"a-d-s{seed}")
+        records.add(EvalRecord(1, 1, 1.0, 1.0))
+        records.finish(dict(arm="a", data="d", summary=dict(train_s=seconds)))
+    assert pipeline.known_times("s") == {("a", "d"): 15.0}
+    assert pipeline.known_times("nothing") == {}
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
+    done = command("--study", "smoke", "--dry-run", outputs=tmp_path / "outputs")
+    assert done.returncode == 0 and not (tmp_path / "outputs").exists()
+    for job in plan(SMOKE, "smoke"):
+        assert job.name in done.stdout
+    assert "Estimated time" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--study", "nothing"], "no study 'nothing'"),
+        (["--study", "smoke", "--arms", "hybird"], "no arm 'hybird'"),
+        (["--study", "smoke", "--only", "reprot"], "invalid choice: 'reprot'"),
+        (["--study", "smoke", "--device", "gpu"], "'gpu' is none of auto, cpu, cuda:0"),
+        (["--study", "smoke", "--seeds", "x"], "invalid int value"),
+    ],
+)
+def test_a_wrong_argument_is_refused(args, said, capsys):
+    assert status(*args) == 2
+    both = capsys.readouterr()
+    assert said in " ".join((both.out + both.err).split())
+
+
+def test_a_misspelt_parameter_of_a_chapter_is_refused(tmp_path, capsys):
+    content = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
+    content["chapters"] = {"03_predictors": {"horizn": 3}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
+    assert status("--study", str(tmp_path / "s.yaml"), "--dry-run") == 2
+    assert "no parameter 'horizn'" in capsys.readouterr().out
+
+
+def test_a_record_of_another_device_is_kept_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "OUTPUTS", tmp_path)
+    run = SMOKE.run("baseline", "text", 42)
+    RunFolder(progress.folder(run)).finish(dict(device="cpu: by hand, 1 threads"))
+    job = Job("benchmark", TRAINING, {}, run)
+    assert "on cpu: by hand, 1 threads: kept, --force" in run_all.on_device(job, "cuda:0")
+    assert run_all.on_device(job, "cpu") == run_all.on_device(job, "auto") == ""

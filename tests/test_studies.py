@@ -1,0 +1,189 @@
+"""Parameter files: the studies that there are can be used, and a bad file is refused with what is wrong and where."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hybridlib.config import Study
+from hybridlib.studies import PARAMS, ParameterError, load_study, merged, read_yaml
+
+STUDIES = sorted(path.stem for path in PARAMS.glob("*.yaml") if path.stem not in ("arms", "criteria"))
+GOOD = dict(
+    study="good",
+    model=dict(preset="nano", vocab_size=512),
+    sources=dict(text=dict(kind="text", tokenizer_vocab=512)),
+    steps=60,
+    batch_size=4,
+    seq_len=32,
+    seeds=[42],
+    arms=dict(mine=dict(like="hybrid", steps=80)),
+    plan=dict(benchmark=[dict(arms=["baseline", "hybrid", "memory_optimized", "mine"], data=["text"])]),
+)
+
+
+def changed(path: str, value: object) -> dict:
+    """GOOD with one value put in at a dotted path, which is made if need be."""
+    content = copy.deepcopy(GOOD)
+    *above, last = path.split(".")
+    place = content
+    for key in above:
+        place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
+    place[last] = value
+    return content
+
+
+def load(folder: Path, content: dict | str) -> Study:
+    file = folder / "bad.yaml"
+    file.write_text(content if isinstance(content, str) else yaml.safe_dump(content), encoding="utf-8")
+    return load_study(str(file))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_there_is_can_be_used(name):
+    study = load_study(name)
+    assert study.study == name
+    for stage, sweeps in study.plan.items():
+        runs = [study.run(arm, data, study.seeds[0]) for s in sweeps for arm in s.arms for data in s.data]
+        assert runs, stage
+    assert not set(study.seeds) & set(study.pilot_seeds)
+
+
+@pytest.mark.parametrize("name", ["smoke", "cpu", "gpt2-small"])
+def test_the_briefs_arms_controls_and_stages_are_planned(name):
+    study = load_study(name)
+    planned = {stage: {arm for sweep in sweeps for arm in sweep.arms} for stage, sweeps in study.plan.items()}
+    assert {"baseline", "hybrid", "memory_optimized", "hold", "sham"} <= planned["benchmark"]
+    assert {"baseline_bf16", "hybrid_bf16", "hybrid_accumulation", "hybrid_offload"} <= planned["ablation"]
+    assert {arm[:3] for arm in planned["stress"]} == {"st1", "st2", "st3", "st4"}
+    assert {source.kind for source in study.sources.values()} == {"text", "markov", "uniform"}
+    fault = next(study.arms[arm].fault for arm in planned["stress"] if arm.startswith("st4"))
+    recovery = next(study.run(arm, "text", study.seeds[0]) for arm in planned["stress"] if arm.startswith("st4"))
+    cycle = recovery.schedule.full + recovery.schedule.predict + recovery.schedule.correct
+    place = (fault.step - 1 - recovery.schedule.warmup) % cycle
+    assert place < recovery.schedule.full, "the fault must hit a real step of Full"
+
+
+@pytest.mark.parametrize("name", ["smoke", "cpu", "gpt2-small", "gpt2-medium"])
+def test_hybrids_phases_are_in_the_briefs_bands(name):
+    s = load_study(name).arms["hybrid"].schedule
+    cycle = s.full + s.predict + s.correct
+    assert s.warmup == 10
+    assert 0.20 <= s.full / cycle <= 0.30 and 0.50 <= s.predict / cycle <= 0.60 and 0.10 <= s.correct / cycle <= 0.20
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("stepps", 10, ["stepps", "unknown key"]),
+        ("model.layers", 2, ["model.layers", "unknown key"]),
+        ("arms.mine.preicsion", "bf16", ["arms.mine.preicsion", "unknown key"]),
+        ("steps", "many", ["steps", "'many'", "integer"]),
+        ("steps", 60.0, ["steps", "60.0", "integer"]),
+        ("steps", True, ["steps", "True", "integer"]),
+        ("steps", 0, ["steps", "0", "greater than or equal to 1"]),
+        ("seeds", [], ["seeds", "at least 1"]),
+        ("seeds", [42, -1], ["seeds.1", "-1", "greater than or equal to 0"]),
+        ("study", "../elsewhere", ["study", "../elsewhere"]),
+        ("pilot_seeds", [42], ["[42]", "pilot"]),
+        ("arms.hybrid.schedule.predict", 0, ["arms.hybrid.schedule.predict", "0", "greater than or equal to 1"]),
+        ("arms.hybrid.schedule.warmup", 60, ["arms.hybrid", "schedule.warmup 60", "60 steps"]),
+        ("arms.hybrid.predictor.name", "oracle", ["arms.hybrid.predictor", "'oracle'", "spectral"]),
+        ("arms.hybrid.predictor.gian", 1.0, ["arms.hybrid.predictor", "gian", "gain"]),
+        ("arms.mine.schedule", None, ["arms.mine", "schedule and predictor go together"]),
+        ("arms.mine.precision", "fp8", ["arms.mine.precision", "'fp8'", "bf16"]),
+        ("arms.mine.like", "nobody", ["arms.mine.like", "'nobody'", "hybrid"]),
+        ("arms.hybrid.like", "mine", ["like", "itself"]),
+        ("arms.memory_optimized.accumulation", 3, ["accumulation 3", "batch_size 4"]),
+        ("arms.mine.fault", dict(kind="lr_spike", step=0, factor=10.0), ["arms.mine.fault.step", "0"]),
+        ("sources.text.tokenizer_vocab", 513, ["tokenizer_vocab 513", "vocab_size 512"]),
+        ("sources.text.tokenizer_vocab", 256, ["sources.text.tokenizer_vocab", "256", "257"]),
+        ("sources.text.kind", "wiki", ["sources.text.kind", "'wiki'", "markov"]),
+        ("sources.even", dict(kind="uniform", paths=["x"]), ["sources.even", "paths", "text"]),
+        ("sources.even", dict(kind="markov", max_mb=1.0), ["sources.even", "max_mb", "text"]),
+        ("model.n_head", 3, ["n_embd 128", "n_head 3"]),
+        ("model.preset", "huge", ["model.preset", "'huge'", "nano"]),
+        ("seq_len", 600, ["seq_len 600", "block_size 512"]),
+        ("plan.benchmark.0.arms", ["nobody"], ["plan.benchmark", "'nobody'", "baseline"]),
+        ("plan.benchmark.0.data", ["prose"], ["plan.benchmark", "'prose'", "text"]),
+        ("plan.tuning", [], ["plan", "tuning", "benchmark"]),
+        ("arms", ["baseline"], ["arms", "must map"]),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(tmp_path, path, value, said):
+    with pytest.raises(ParameterError) as refused:
+        load(tmp_path, changed(path, value))
+    for words in ["bad.yaml", *said]:
+        assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("study: good\nsteps: 1\nsteps: 2\n", ["'steps'", "twice", "line 2"]),
+        ("study: [good\n", ["not valid YAML"]),
+        ("- study\n- good\n", ["key: value"]),
+        ("", ["key: value"]),
+        ("1: 2\n", ["key: value"]),
+        ("study: good\n? [a]\n: 1\n", ["not valid YAML"]),
+    ],
+)
+def test_a_malformed_file_is_refused(tmp_path, text, said):
+    with pytest.raises(ParameterError) as refused:
+        load(tmp_path, text)
+    for words in ["bad.yaml", *said]:
+        assert words in str(refused.value)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ParameterError, match="not valid YAML"):
+        load_study(str(tmp_path / "binary.yaml"))
+    with pytest.raises(ParameterError, match="cannot be read"):
+        read_yaml(tmp_path)
+    with pytest.raises(ParameterError, match="no study 'cpuu'.*cpu, gpt2-medium"):
+        load_study("cpuu")
+
+
+def test_an_arm_takes_what_it_does_not_say_from_the_arm_it_is_like(tmp_path):
+    study = load(tmp_path, changed("arms.hybrid", dict(schedule=dict(full=3), precision="bf16")))
+    hybrid, mine = study.arms["hybrid"], study.arms["mine"]
+    assert mine.schedule == hybrid.schedule and mine.schedule.full == 3 and mine.precision == "bf16"
+    assert (mine.steps, hybrid.steps) == (80, None)
+    assert mine.schedule.predict == load_study("cpu").arms["hybrid"].schedule.predict
+
+
+def test_another_predictor_does_not_inherit_settings():
+    below = dict(predictor=dict(name="spectral", gain=1.0), precision="bf16")
+    above = dict(predictor=dict(name="hold"))
+    assert merged(below, above) == dict(predictor=dict(name="hold"), precision="bf16")
+    assert merged(below, dict(predictor=dict(gain=0.5)))["predictor"] == dict(name="spectral", gain=0.5)
+
+
+def test_a_records_hash_depends_on_what_can_change_it_alone(tmp_path):
+    run = load(tmp_path, GOOD).run("hybrid", "text", 42)
+    for same in (changed("about", "other words"), changed("arms.hybrid.about", "other words"), changed("study", "other")):
+        assert load(tmp_path, same).run("hybrid", "text", 42).sha256 == run.sha256
+    for other in (changed("steps", 61), changed("sources.text.held_out_pct", 4.0), changed("arms.hybrid.precision", "bf16")):
+        assert load(tmp_path, other).run("hybrid", "text", 42).sha256 != run.sha256
+
+
+scalars = st.none() | st.booleans() | st.integers(-5, 5000) | st.floats(allow_nan=True) | st.text(max_size=8)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*GOOD, "kind", "like"]), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(st.sampled_from([*Study.model_fields]), values, max_size=4), drop=st.sets(st.sampled_from([*GOOD])))
+def test_any_mapping_is_a_study_or_a_parameter_error(tmp_path, changes, drop):
+    content = {key: value for key, value in (GOOD | changes).items() if key not in drop or key in changes}
+    try:
+        assert isinstance(load(tmp_path, content), Study)
+    except ParameterError as error:
+        assert str(tmp_path / "bad.yaml") in str(error)
