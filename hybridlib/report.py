@@ -42,7 +42,7 @@ def export(folder: Path, notebook: Path) -> list[str]:
     character. The same records give the same bytes: dates are those of the last record, not of the export.
     """
     written = last_record(folder)
-    report = nbformat.read(notebook, as_version=4)
+    report = with_report_forms(nbformat.read(notebook, as_version=4))
     report.metadata["date"] = f"{written:%Y-%m-%d}"
     markdown, _ = converter(MarkdownExporter, "markdown").from_notebook_node(report)
     write_atomically(folder / MARKDOWN, markdown)
@@ -55,6 +55,15 @@ def export(folder: Path, notebook: Path) -> list[str]:
     write_atomically(folder / "report.html", html)
     write_atomically(folder / "report.tex", tex)
     return typeset(folder, written)
+
+
+def with_report_forms(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Puts the forms that a figure keeps for the report among its outputs' data."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if forms := output.get("metadata", {}).pop("report", None):
+                output.data.update(forms)
+    return notebook
 
 
 def converter(exporter: type[TemplateExporter], template: str) -> TemplateExporter:

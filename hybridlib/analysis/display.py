@@ -2,7 +2,7 @@
 
 import html
 from base64 import b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from textwrap import wrap
@@ -33,13 +33,18 @@ LINEWIDTHS_A_CHARACTER = 0.0105  # in a table's font, about
 
 @dataclass(frozen=True)
 class Shown:
-    """What a notebook displays: one content in several mime types, of which each front end takes the best it knows."""
+    """What a notebook displays: one content in several mime types, of which each front end takes the best it knows.
+
+    `report` holds the forms that only the report's exporters may see: other readers of a notebook would prefer them
+    to the picture, and find no file at their end.
+    """
 
     bundle: dict[str, Any]
     caption: str
+    report: dict[str, str] = field(default_factory=dict)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        return self.bundle, {"caption": self.caption}
+        return self.bundle, {"caption": self.caption, "report": self.report}
 
 
 def figure(chart: alt.TopLevelMixin, name: str, caption: str, study_folder: Path) -> Shown:
@@ -66,20 +71,20 @@ def figure(chart: alt.TopLevelMixin, name: str, caption: str, study_folder: Path
         {
             "application/vnd.vegalite.v6+json": spec,
             "image/png": b64encode(png).decode(),
-            "text/latex": latex,
-            "text/markdown": f"![{caption}](plots/{name}.png)\n\n*{caption}*",
             "text/plain": f"Figure {name}: {caption}",
         },
         caption,
+        {"text/latex": latex, "text/markdown": f"![{caption}](plots/{name}.png)\n\n*{caption}*"},
     )
 
 
 def table(frame: pd.DataFrame, name: str, caption: str, study_folder: Path) -> Shown:
-    """Saves `tables/<name>.tex` (booktabs); shows an HTML, Markdown or LaTeX table. A frame without rows shows a row
-    of dashes."""
+    """Saves `tables/<name>.tex` (booktabs); shows an HTML, Markdown or LaTeX table. What is missing is a
+    dash, as is a frame without rows."""
     tables = study_folder / "tables"
     tables.mkdir(parents=True, exist_ok=True)
-    text = (frame if len(frame) else pd.DataFrame([dict.fromkeys(frame, "–")])).astype(str)
+    rows = frame.astype(object).where(frame.notna(), "–")
+    text = (rows if len(rows) else pd.DataFrame([dict.fromkeys(frame, "–")])).astype(str)
     latex = _latex_table(text, caption)
     (tables / f"{name}.tex").write_text(latex + "\n", encoding="utf-8")
     page = (

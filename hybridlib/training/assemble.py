@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from hybridlib import provenance
-from hybridlib.config import Run
+from hybridlib.config import Run, Schedule
 from hybridlib.training.guards import DivergenceMonitor
 from hybridlib.training.memory import KeepOnDevice, PredictAware
 from hybridlib.training.models import build, loss_fn
@@ -63,11 +63,10 @@ def make_trainer(run: Run, device: torch.device, **storage: Any) -> HybridTraine
 
 
 def warm_up_kernels(run: Run, device: torch.device) -> None:
-    """One step of a small throw-away model, so that loading libraries is neither in a step's time nor in its memory."""
-    small = run.model.model_copy(update=dict(preset="nano", n_layer=1, n_head=2, n_embd=32))
+    """A throw-away cycle of one layer, so that loading libraries is neither in a step's time nor in its memory."""
+    small = run.model.model_copy(update=dict(n_layer=1, vocab_size=min(run.model.vocab_size, 1024)))
+    cycle = run.schedule and Schedule(warmup=1, full=1, predict=1, correct=1)
+    trainer = make_trainer(run.model_copy(update=dict(model=small, schedule=cycle)), device)
     tokens = torch.zeros((run.accumulation, 8), dtype=torch.int64, device=device)
-    model = build(small, 0).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-        loss_fn(model, (tokens, tokens)).backward()
-    optimizer.step()
+    for _ in range(4):
+        trainer.step((tokens, tokens))

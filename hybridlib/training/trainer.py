@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from hybridlib.records import StepRecord
 from hybridlib.training.checkpoint import Snapshots, Tensors, load_optimizer, optimizer_tensors
 from hybridlib.training.guards import DivergenceMonitor, accepts_jump
-from hybridlib.training.memory import KeepOnDevice, PredictAware, Store
+from hybridlib.training.memory import KeepOnDevice, PredictAware, Store, give_back
 from hybridlib.training.meter import Meter
 from hybridlib.training.models import Batch
 from hybridlib.training.phases import Event, Phase, PhaseSchedule, PhaseState
@@ -122,6 +122,7 @@ class HybridTrainer:
         for name, weight in self.weights:
             self.before_jump.put(name, weight)
         self.predictor.predict(self.weights, self.state.length)
+        give_back()  # what the jump needed for a moment would stay resident
         after = self._loss(batch)
         before = self.last_loss if self.monitor.mean is None else self.monitor.mean
         if accepts_jump(before, after, self.jump_margin_nats):
