@@ -1,0 +1,34 @@
+"""The README says what the records say, and its tree is the tree."""
+
+import json
+
+import pytest
+
+from hybridlib.analysis.readme import BEGIN, END, figures, renewed
+from hybridlib.studies import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "outputs" / "cpu" / "results.json"
+
+
+def test_its_figures_are_those_of_the_committed_results() -> None:
+    block = README.split(BEGIN)[1].split(END)[0].strip()
+    assert block == figures(json.loads(RESULTS.read_text(encoding="utf-8")))
+
+
+def test_renewing_changes_the_block_alone() -> None:
+    assert renewed(f"a\n{BEGIN}\nold\n{END}\nz", "new") == f"a\n{BEGIN}\nnew\n{END}\nz"
+
+
+@pytest.mark.parametrize("folder", ["hybridlib", "hybridlib/training", "params"])
+def test_its_tree_names_every_file(folder: str) -> None:
+    tree = README.split("## Tree")[1]
+    files = [p.name for pattern in ("*.py", "*.yaml") for p in (ROOT / folder).glob(pattern) if p.stem != "__init__"]
+    assert files and not [name for name in files if name not in tree]
+
+
+def test_its_tree_names_every_predictor_and_no_file_that_is_not_there() -> None:
+    tree = README.split("## Tree")[1]
+    assert all(p.stem in tree for p in (ROOT / "hybridlib/training/predictors").glob("[a-z]*.py"))
+    named = [word for line in tree.splitlines() for word in line.split()[:1] if word.endswith(".py") and "*" not in word]
+    assert not [name for name in named if not list(ROOT.glob(name)) + list((ROOT / "hybridlib").rglob(name))]
