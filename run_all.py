@@ -155,6 +155,8 @@ def conclude(jobs: list[Job], pipeline: Pipeline, seconds: float) -> int:
     for name in ("report.pdf", "report.html", report.MARKDOWN):
         if (folder / name).exists():
             console.print(str(folder / name))
+    for job in jobs:
+        execute.tidy(job, pipeline.study.study)
     wrong = [job for job in jobs if outcome.status[job.name] != "complete"]
     for job in wrong:
         console.print(f"[red]{outcome.status[job.name]}: {job.name}[/]")

@@ -14,18 +14,17 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
 
 from hybridlib import progress
-from hybridlib.plan import CHAPTERS, STAGES, Job
+from hybridlib.plan import CHAPTERS, READERS, STAGES, Job
 from hybridlib.studies import OUTPUTS, PARAMS, ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
-READERS = ("benchmark", "memory", "ablation", "stress", "report")  # stages whose chapter reads the records of runs
 
 
 class Kernel(AsyncKernelManager):
     """A kernel without a log: errors of cells reach the notebook, the noise of an interrupted process nobody."""
 
     async def start_kernel(self, **options: Any) -> None:
-        await super().start_kernel(stderr=open("/tmp/t/kerr2.log","ab"), **options)
+        await super().start_kernel(stderr=subprocess.DEVNULL, **options)
 
 
 class JobFailed(Exception):
@@ -117,6 +116,12 @@ def inputs_sha256(job: Job, study: str) -> str:
         before = [metadata(folder / "notebooks" / f"{CHAPTERS[stage]}.ipynb") for stage in STAGES if stage != "report"]
         digest.update(json.dumps([chapter and chapter.get("inputs_sha256") for chapter in before]).encode())
     return digest.hexdigest()
+
+
+def tidy(job: Job, study: str) -> None:
+    """Deletes the checkpoint of a run that is complete: it was kept for an extension, which then was not needed."""
+    if job.run and state(job, study) == "complete":
+        progress.checkpoint_path(job.run).unlink(missing_ok=True)
 
 
 def forget(job: Job, study: str) -> None:

@@ -21,6 +21,7 @@ CHAPTERS = {
 }
 STAGES = tuple(CHAPTERS)
 MEASURING = ("functionality", "phases")  # their chapters compute on the device that training uses
+READERS = ("benchmark", "memory", "ablation", "stress", "report")  # their chapters read the records of all runs
 TRAINING = "05_run"
 
 # Floating-point operations a second of two recent server cores: 0.9 and 1.1 x 10^11 were measured for GPT-2 Small and
@@ -57,10 +58,11 @@ def plan(
 ) -> list[Job]:
     """Every job of a study in the order of execution; empty `arms`, `data` or `seeds` mean all.
 
-    `name` is how the notebooks find the study: its name or its file. Stage by stage, a stage's training goes seed by
-    seed, within a seed in an order shuffled by it, so that drift of the machine favours no arm. A run that goes on
-    until it reaches its baseline's final loss (`extend`) needs that baseline: where the order puts the baseline later,
-    a second job at the end of the seed's block extends the run. Raises `ValueError` for a name that the study lacks.
+    `name` is how the notebooks find the study: its name or its file. Chapters that compute come first, then all
+    training, then the chapters that read its records. Stage by stage, training goes seed by seed, within a seed in an
+    order shuffled by it, so that drift of the machine favours no arm. A run that goes on until it reaches its
+    baseline's final loss (`extend`) needs that baseline: where the order puts the baseline later, a second job at the
+    end of the seed's block extends the run. Raises `ValueError` for a name that the study lacks.
     """
     wanted = {"arm": set(arms), "data": set(data), "seed": set(seeds)}
     every = [run for stage in study.plan for run in stage_runs(study, stage, full=True)]
@@ -82,7 +84,7 @@ def plan(
                 jobs.append(Job(stage, TRAINING, given, run, extends))
         chapter, given = CHAPTERS[stage], {"study": name} | ({"device": device} if stage in MEASURING else {})
         jobs.append(Job(stage, chapter, given | study.chapters.get(chapter, {})))
-    return jobs
+    return sorted(jobs, key=lambda job: 1 if job.run else 2 * (job.stage in READERS))
 
 
 def stage_runs(study: Study, stage: str, full: bool) -> list[Run]:

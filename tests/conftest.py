@@ -11,6 +11,12 @@ from hybridlib.records import EvalRecord, RunFolder, StepRecord
 from hybridlib.studies import load_study
 from hybridlib.summary import summarise
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole studies last: what fails fast should be seen first."""
+    items.sort(key=lambda item: item.path.name == "test_end_to_end.py")
+
+
 ARMS = ["baseline", "hybrid", "memory_optimized", "hold", "sham"]
 SEEDS = [1, 2, 3]
 STUDY = dict(

@@ -127,6 +127,7 @@ def test_smoke_writes_the_pipelines_outcome(smoke):
     table = pd.read_csv(smoke[0] / "results" / "pipeline.csv")
     assert list(table.job) == [job.name for job in plan(load_study("smoke"), "smoke")]
     assert set(table.status) == {"complete"}
+    assert not list(smoke[0].rglob("checkpoint*")), "a complete run needs none"
 
 
 def test_smoke_is_skipped_when_complete(smoke, outputs):
