@@ -26,7 +26,7 @@ OVERFULL_PT = 1.0
 # What of an output each format shows; the first that there is.
 SHOWN = {
     "pdf": ["text/latex", "text/markdown", "text/plain"],
-    "html": ["application/vnd.vegalite.v6+json", "text/html", "text/markdown", "image/png", "text/plain"],
+    "html": ["application/vnd.vegalite.v5+json", "text/html", "text/markdown", "image/png", "text/plain"],
     "markdown": ["text/markdown", "text/plain"],
 }
 

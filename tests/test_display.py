@@ -19,7 +19,7 @@ def shown(tmp_path):
 
 def test_a_figure_has_every_form_that_a_reader_needs(shown, tmp_path) -> None:
     data, metadata = shown._repr_mimebundle_()
-    assert "vega-lite/v6" in data["application/vnd.vegalite.v6+json"]["$schema"]
+    assert "vega-lite/v5" in data["application/vnd.vegalite.v5+json"]["$schema"]
     png = base64.b64decode(data["image/png"])
     assert png == (tmp_path / "plots/name.png").read_bytes() and png.startswith(b"\x89PNG")
     assert (tmp_path / "plots/name.pdf").read_bytes().startswith(b"%PDF")

@@ -119,7 +119,7 @@ def test_smoke_executed_every_notebook_and_none_names_this_machine(smoke):
         assert outputs and not any(out.output_type == "error" for out in outputs), path.name
         assert str(ROOT) not in path.read_text() and str(folder) not in path.read_text(), path.name
         for out in outputs:
-            if "application/vnd.vegalite.v6+json" in out.get("data", {}):
+            if "application/vnd.vegalite.v5+json" in out.get("data", {}):
                 assert "image/png" in out.data, path.name
 
 

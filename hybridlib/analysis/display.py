@@ -15,6 +15,9 @@ from PIL import Image
 
 from hybridlib.analysis.theme import TEXT_WIDTH_PX
 
+# JupyterLab draws Vega-Lite 5, of which these charts use nothing that version 6 changed.
+JUPYTERLAB_SCHEMA = "https://vega.github.io/schema/vega-lite/v5.20.1.json"
+
 LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -69,7 +72,7 @@ def figure(chart: alt.TopLevelMixin, name: str, caption: str, study_folder: Path
     )
     return Shown(
         {
-            "application/vnd.vegalite.v6+json": spec,
+            "application/vnd.vegalite.v5+json": spec | {"$schema": JUPYTERLAB_SCHEMA},
             "image/png": b64encode(png).decode(),
             "text/plain": f"Figure {name}: {caption}",
         },
