@@ -46,7 +46,8 @@ class Model(Strict):
 
 
 class Source(Strict):
-    """Where batches come from; `paths` are files or folders of UTF-8 text, none means the standard library's source.
+    """Where batches come from; `paths` are files or folders of UTF-8 text, relative to the project's folder or absolute,
+    and none means the standard library's source.
 
     `max_mb` stops reading text after that many megabytes, for a study that must start at once.
     """
@@ -54,7 +55,6 @@ class Source(Strict):
     kind: Literal["uniform", "markov", "text"]
     tokenizer_vocab: int | None = Field(default=None, ge=257)
     paths: list[str] = []
-    max_mb: float | None = Field(default=None, gt=0)
     held_out_pct: float = Field(default=5.0, gt=0, lt=100)
     max_mb: float | None = Field(default=None, gt=0)  # of text, for a quick look
     successors: int = Field(default=4, ge=1)
@@ -67,12 +67,16 @@ class Source(Strict):
 
 
 class Schedule(Strict):
-    """Lengths of the phases in nominal steps: Warmup once, then cycles of Full, Predict, Correct."""
+    """Lengths of the phases in nominal steps: Warmup once, then cycles of Full, Predict, Correct.
+
+    No Predict begins after the share `until` of the run.
+    """
 
     warmup: int = Field(default=10, ge=0)
     full: int = Field(ge=1)
     predict: int = Field(ge=1)
     correct: int = Field(ge=1)
+    until: float = Field(default=1.0, gt=0, le=1)
 
 
 class Predictor(Strict):
@@ -97,9 +101,19 @@ class Predictor(Strict):
 
 
 class Optimizer(Strict):
-    """Adam as in the brief: constant learning rate, no weight decay."""
+    """Adam as in the brief: constant learning rate, no weight decay. Or a peer, with what it needs besides.
 
+    `lr_decay` is the last share of the nominal steps, over which the rate falls to zero; `lr_matrices` is Muon's, and
+    `slow_every` and `slow_share` are Lookahead's k and alpha.
+    """
+
+    name: Literal["adam", "muon", "schedule_free", "lookahead"] = "adam"
     lr: float = Field(default=6e-4, gt=0)
+    lr_matrices: float | None = Field(default=None, gt=0)
+    lr_warmup_steps: int = Field(default=0, ge=0)
+    lr_decay: float = Field(default=0.0, ge=0, le=1)
+    slow_every: int = Field(default=5, ge=1)
+    slow_share: float = Field(default=0.5, gt=0, le=1)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
@@ -134,6 +148,8 @@ class Arm(Strict):
     precision: Literal["fp32", "bf16"] = "fp32"
     accumulation: int = Field(default=1, ge=1)
     memory: Literal["keep", "offload"] = "keep"
+    moments: Literal["keep", "decay", "reset"] = "keep"
+    read_out_steps: int = Field(default=1, ge=1)
     guards: Guards = Guards()
     extend: float = Field(default=1.0, ge=1.0, le=2.0)
     fault: Fault | None = None

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hybridlib.config import Run
-from hybridlib.provenance import training_sha256
+from hybridlib.provenance import predictor_sha256, training_sha256
 from hybridlib.records import RunFolder
 from hybridlib.studies import OUTPUTS
 
@@ -35,7 +35,14 @@ def state(run: Run) -> State:
 
 def is_current(run: Run, facts: dict[str, Any]) -> bool:
     """Whether records (or a checkpoint) with these facts were made by these parameters and this code."""
-    return facts["parameters_sha256"] == run.sha256 and facts["training_sha256"] == training_sha256()
+    made_by = identity(run)
+    return {key: facts.get(key) for key in made_by} == made_by
+
+
+def identity(run: Run) -> dict[str, str | None]:
+    """Hashes of all that a run's records depend on: parameters, training code, the predictor's code."""
+    predictor = run.predictor and predictor_sha256(run.predictor.name)
+    return dict(parameters_sha256=run.sha256, training_sha256=training_sha256(), predictor_sha256=predictor)
 
 
 def target_loss(run: Run) -> float | None:

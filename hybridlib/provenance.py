@@ -13,14 +13,46 @@ HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 
 
+EXPERIMENT = "hybridlib.training.experiment"
+PREDICTORS = "hybridlib.training.predictors"
+
+
 @cache
 def training_sha256() -> str:
-    """Hash of the code that a record depends on: `training/` and `records.py`, comments and docstrings left out.
+    """Hash of the code that every record depends on: `records.py`, and what `training/experiment.py` imports of `training/`.
 
-    A record is up to date while this hash and its parameters' are the same; a better docstring costs no rerun.
+    Single predictors are not in it, for a run imports its own alone. Comments and docstrings are left out as well: a
+    better one costs no rerun.
     """
+    return code_sha256({"hybridlib.records"} | imported({EXPERIMENT}, within="hybridlib.training"))
+
+
+@cache
+def predictor_sha256(name: str) -> str:
+    """Hash of a predictor's file and of those that it builds on: a new predictor makes no other's record stale."""
+    return code_sha256(imported({f"{PREDICTORS}.{name}"}, within=PREDICTORS))
+
+
+def imported(modules: set[str], within: str) -> set[str]:
+    """The modules and all that they import, directly or not, of one package."""
+    found: set[str] = set()
+    while todo := modules - found:
+        found.add(module := todo.pop())
+        for node in ast.walk(ast.parse(path_of(module).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(f"{within}."):
+                modules = modules | {node.module}
+    return found
+
+
+def path_of(module: str) -> Path:
+    path = HERE.parent.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def code_sha256(modules: set[str]) -> str:
+    """Hash of the modules' syntax trees, docstrings left out, in the order of their names."""
     digest = hashlib.sha256()
-    for path in [HERE / "records.py", *sorted((HERE / "training").rglob("*.py"))]:
+    for path in map(path_of, sorted(modules)):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)

@@ -33,6 +33,7 @@ STUDY = dict(
 )
 FACTS = dict(
     corpus_sha256="corpus",
+    predictor_sha256=None,
     floor_nats=None,
     device="cpu: by hand, 1 threads",
     versions={"python": "3.11"},

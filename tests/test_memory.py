@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridlib.training.memory import PredictAware, Store, give_back
+from hybridlib.training.memory import PredictAware, give_back
+from hybridlib.training.store import Store
 from hybridlib.training.meter import Meter
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")

@@ -16,6 +16,7 @@ BASELINE = "baseline"
 KEYS = ["arm", "data", "seed"]
 FACTS = [
     "device",
+    "predictor_sha256",
     "corpus_sha256",
     "floor_nats",
     "model_parameters",
@@ -134,6 +135,7 @@ def planned(study: Study) -> Iterator[tuple[str, Run, bool]]:
 def refuse_mixture(runs: pd.DataFrame) -> None:
     """Raises `ValueError`, naming runs, unless all share code and device, and a data source's runs their corpus."""
     groups = [(column, "all runs", runs) for column in ("training_sha256", "device")]
+    groups += [("predictor_sha256", f"the runs of {arm}", part) for arm, part in runs.groupby("arm")]
     groups += [("corpus_sha256", f"the runs on {data}", part) for data, part in runs.groupby("data")]
     for column, where, part in groups:
         if part[column].nunique(dropna=False) > 1:

@@ -9,8 +9,10 @@ from hybridlib.config import Run, Schedule
 from hybridlib.training.guards import DivergenceMonitor
 from hybridlib.training.memory import KeepOnDevice, PredictAware
 from hybridlib.training.models import build, loss_fn
+from hybridlib.training.optimizers import make_optimizer
 from hybridlib.training.phases import PhaseSchedule
 from hybridlib.training.predictors import make_predictor
+from hybridlib.training.read_out import ReadOut
 from hybridlib.training.trainer import HybridTrainer
 
 
@@ -40,9 +42,7 @@ def schedule_of(run: Run) -> PhaseSchedule:
 def make_trainer(run: Run, device: torch.device, **storage: Any) -> HybridTrainer:
     """Model, optimizer, schedule, predictor and guards of a run, put together."""
     model = build(run.model, run.seed).to(device)
-    settings = run.optimizer
-    betas = settings.beta1, settings.beta2
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
+    optimizer = make_optimizer(run.optimizer, model)
     name, options = (run.predictor.name, run.predictor.settings) if run.predictor else ("hold", {})
     guards = run.guards.model_dump()
     return HybridTrainer(
@@ -57,7 +57,8 @@ def make_trainer(run: Run, device: torch.device, **storage: Any) -> HybridTraine
         jump_margin_nats=guards.pop("jump_margin_nats"),
         monitor=DivergenceMonitor(**guards),
         snapshot_every=run.snapshot_every,
-        log_every=run.log_every,
+        moments=run.moments,
+        read_out=ReadOut(run.read_out_steps),
         **storage,
     )
 
@@ -67,6 +68,6 @@ def warm_up_kernels(run: Run, device: torch.device) -> None:
     small = run.model.model_copy(update=dict(n_layer=1, vocab_size=min(run.model.vocab_size, 1024)))
     cycle = run.schedule and Schedule(warmup=1, full=1, predict=1, correct=1)
     trainer = make_trainer(run.model_copy(update=dict(model=small, schedule=cycle)), device)
-    tokens = torch.zeros((run.accumulation, 8), dtype=torch.int64, device=device)
+    tokens = torch.zeros((run.batch_size, run.seq_len), dtype=torch.int64, device=device)
     for _ in range(4):
         trainer.step((tokens, tokens))

@@ -11,9 +11,12 @@ from typing import Any, Callable
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.optim import Optimizer
+
+from hybridlib.training.optimizers import parts
+from hybridlib.training.predictors.base import Weights
 
 Tensors = dict[str, Tensor]
+LR = ("lr", "initial_lr")  # set before each step
 
 
 class Snapshots:
@@ -57,18 +60,36 @@ class CheckpointFile:
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["facts"])
 
 
-def optimizer_tensors(optimizer: Optimizer, names: list[str]) -> Tensors:
-    """The optimizer's state as `optimizer.<parameter>.<key>`; `names` are the parameters' in the optimizer's order."""
-    state = optimizer.state_dict()["state"]
-    return {f"optimizer.{names[i]}.{key}": value for i, s in state.items() for key, value in s.items()}
+def under(prefix: str, tensors: Tensors) -> Tensors:
+    """The tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def load_optimizer(optimizer: Optimizer, names: list[str], tensors: Tensors) -> None:
-    """The inverse of `optimizer_tensors`; learning rate and other settings stay as they are."""
-    place = {name: i for i, name in enumerate(names)}
-    state: dict[int, Tensors] = {}
-    for full, tensor in tensors.items():
-        if full.startswith("optimizer."):
-            name, key = full.removeprefix("optimizer.").rsplit(".", 1)
-            state.setdefault(place[name], {})[key] = tensor.clone()
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+def optimizer_tensors(optimizer: Any, weights: Weights) -> Tensors:
+    """The optimizer's state as `optimizer.<part>.<parameter>.<key>`, parts as in `optimizers.parts`."""
+    return {
+        f"optimizer.{at}.{name}.{key}": value
+        for at, part in enumerate(parts(optimizer))
+        for name, weight in weights
+        for key, value in part.state.get(weight, {}).items()
+    }
+
+
+def optimizer_counters(optimizer: Any) -> list[dict[str, Any]]:
+    """What an optimizer counts outside its tensors: the numbers in its parameter groups, but for the learning rate."""
+    groups = [group for part in parts(optimizer) for group in part.param_groups]
+    return [{k: v for k, v in group.items() if isinstance(v, (bool, int, float)) and k not in LR} for group in groups]
+
+
+def load_optimizer(optimizer: Any, weights: Weights, tensors: Tensors, counters: list[dict[str, Any]]) -> None:
+    """The inverse of `optimizer_tensors` and `optimizer_counters`."""
+    for at, part in enumerate(parts(optimizer)):
+        part.state.clear()
+        on_device = any(group.get("fused") or group.get("capturable") for group in part.param_groups)
+        for name, weight in weights:
+            for key, tensor in under(f"optimizer.{at}.{name}.", tensors).items():
+                device = "cpu" if key == "step" and not on_device else weight.device
+                part.state[weight][key] = tensor.to(device, copy=True)
+    groups = [group for part in parts(optimizer) for group in part.param_groups]
+    for group, values in zip(groups, counters, strict=True):
+        group.update(values)

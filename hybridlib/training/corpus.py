@@ -41,7 +41,7 @@ class Corpus:
 
 def load_corpus(source: Source, vocab_size: int) -> Corpus:
     """The corpus of a source, from the cache where text, tokenizer and split are the same. Off the clock."""
-    texts = read_texts([Path(p) for p in source.paths], source.max_mb)
+    texts = read_texts([ROOT / path for path in source.paths], source.max_mb)
     vocab, origin = source.tokenizer_vocab or vocab_size, ", ".join(source.paths) or "the standard library"
     key = hashlib.sha256(f"{tokenizers.__version__} {vocab} {source.held_out_pct}".encode())
     for name, text in texts:

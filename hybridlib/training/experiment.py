@@ -17,6 +17,7 @@ from hybridlib.training.faults import spiked
 from hybridlib.training.memory import give_back
 from hybridlib.training.meter import Meter, nvml_used_mb
 from hybridlib.training.models import Batch, loss_fn
+from hybridlib.training.optimizers import set_learning_rate
 from hybridlib.training.phases import Phase
 from hybridlib.training.trainer import HybridTrainer
 
@@ -29,7 +30,7 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
     warm_up_kernels(run, device)
     give_back()
     meter = Meter(device)  # before there is a model: what memory is counted from
-    about = dict(parameters_sha256=run.sha256, training_sha256=provenance.training_sha256())
+    about = progress.identity(run)
     about |= dict(started_at=provenance.now(), device=device_name(device, run.threads), corpus_sha256=source.sha256)
     file = CheckpointFile(progress.checkpoint_path(run), records.flush, about)
     trainer = make_trainer(run, device, snapshots=file, meter=meter)
@@ -99,6 +100,7 @@ class Loop:
     def _step(self) -> None:
         trainer, run, state = self.trainer, self.run, self.trainer.state
         batch = self._on_device(self.source.batch(run.seed, trainer.real_steps))
+        set_learning_rate(trainer.optimizer, run.optimizer, state.step, run.steps)
         with spiked(trainer.optimizer, run.fault, state.step) as faulty:
             record = trainer.step(batch)
         if faulty:
@@ -108,7 +110,8 @@ class Loop:
         ends_correct = state.phase is Phase.CORRECT and state.index == state.length - 1
         on_grid = state.step % run.eval_every == 0 and state.real
         if ends_correct or on_grid or state.step == run.steps:
-            self.held_out_loss = held_out_loss(trainer.model, self.held_out)
+            with trainer.read_out.applied(trainer.weights, trainer.optimizer):
+                self.held_out_loss = held_out_loss(trainer.model, self.held_out)
             self.records.add(EvalRecord(state.step, trainer.real_steps, self.train_s, self.held_out_loss))
         if state.step % run.log_every == 0:
             self.records.flush()

@@ -42,6 +42,7 @@ class PhaseSchedule:
     predict: int
     correct: int
     total: int
+    until: float = 1.0  # the share of `total` after which no Predict begins
 
     def __post_init__(self) -> None:
         if self.full < 1 or min(self.warmup, self.predict, self.correct) < 0 or self.total < 1:
@@ -79,6 +80,8 @@ class PhaseSchedule:
 
     def _horizon(self, step: int) -> int:
         left = self.total - step + 1
+        if left > 0 and step > self.until * self.total:
+            return 0
         return self.predict if left <= 0 else max(0, min(self.predict, left - self.correct))
 
     @staticmethod

@@ -8,13 +8,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hybridlib.records import StepRecord
-from hybridlib.training.checkpoint import Snapshots, Tensors, load_optimizer, optimizer_tensors
+from hybridlib.training.checkpoint import Snapshots, Tensors, load_optimizer, optimizer_counters, optimizer_tensors, under
 from hybridlib.training.guards import DivergenceMonitor, accepts_jump
-from hybridlib.training.memory import KeepOnDevice, PredictAware, Store, give_back
+from hybridlib.training.memory import KeepOnDevice, PredictAware
 from hybridlib.training.meter import Meter
 from hybridlib.training.models import Batch
+from hybridlib.training.optimizers import Moments, after_jump
 from hybridlib.training.phases import Event, Phase, PhaseSchedule, PhaseState
 from hybridlib.training.predictors.base import Predictor, Weights
+from hybridlib.training.read_out import ReadOut
+from hybridlib.training.store import Store
+
+
+PROBE_PARTS = 4  # a jump's probe looks for a catastrophe, for which a quarter of the batch is enough
 
 
 class HybridTrainer:
@@ -40,13 +46,15 @@ class HybridTrainer:
         meter: Meter | None = None,
         snapshots: Snapshots | None = None,
         snapshot_every: int = 80,
-        log_every: int = 10,
+        moments: Moments = "keep",
+        read_out: ReadOut | None = None,
     ) -> None:
         self.model, self.optimizer, self.loss_fn = model, optimizer, loss_fn
         self.schedule, self.predictor = schedule, predictor
         self.accumulation, self.precision = accumulation, precision
         self.memory, self.monitor = memory or KeepOnDevice(), monitor or DivergenceMonitor()
-        self.jump_margin_nats, self.log_every = jump_margin_nats, log_every
+        self.jump_margin_nats, self.moments = jump_margin_nats, moments
+        self.read_out = read_out or ReadOut()
         self.snapshots, self.snapshot_every = snapshots or Snapshots(), snapshot_every
         self.weights: Weights = list(model.named_parameters())
         self.device = self.weights[0][1].device
@@ -59,7 +67,7 @@ class HybridTrainer:
         self.last_loss: float | None = None
 
     def step(self, batch: Batch) -> StepRecord:
-        """Takes one nominal step. In Predict the batch serves as a probe, without gradients, if at all."""
+        """Takes one nominal step. The first of Predict jumps, and probes the batch without gradients; the others cost nothing."""
         self.meter.start()
         state, events = self.state, []
         if state.index == 0:
@@ -113,20 +121,22 @@ class HybridTrainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.predictor.observe(self.weights)
+        self.read_out.observe(self.weights)
         self.last_loss = loss
         return loss, grad_norm, "step"
 
     def _predicted_step(self, batch: Batch, events: list[str]) -> tuple[float | None, None, Event]:
         if self.state.index:
-            return self._loss(batch) if self.state.step % self.log_every == 0 else None, None, "step"
+            return None, None, "step"
         for name, weight in self.weights:
             self.before_jump.put(name, weight)
-        self.predictor.predict(self.weights, self.state.length)
-        give_back()  # what the jump needed for a moment would stay resident
-        after = self._loss(batch)
+        self.predictor.predict(self.weights, self.state.length, (self.state.step - 1) / self.schedule.total)
+        after = self._loss(tuple(part[: -(-len(part) // PROBE_PARTS)] for part in batch))
         before = self.last_loss if self.monitor.mean is None else self.monitor.mean
         if accepts_jump(before, after, self.jump_margin_nats):
             self.monitor.jumped()
+            after_jump(self.optimizer, self.moments)
+            self.read_out.forget()
             events.append("jump")
             return after, None, "step"
         for name, weight in self.weights:
@@ -138,10 +148,11 @@ class HybridTrainer:
     def _loss(self, batch: Batch, backward: bool = False) -> float:
         """Mean loss over the micro-batches in nats, their gradients accumulated if `backward`."""
         total = torch.zeros((), device=self.device)
-        for micro in zip(*(part.chunk(self.accumulation) for part in batch)):
+        micros = list(zip(*(part.chunk(self.accumulation) for part in batch)))  # fewer where the batch is smaller
+        for micro in micros:
             with torch.set_grad_enabled(backward):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    loss = self.loss_fn(self.model, micro) / self.accumulation
+                    loss = self.loss_fn(self.model, micro) / len(micros)
             if backward:
                 loss.backward()
             total += loss.detach()
@@ -151,8 +162,9 @@ class HybridTrainer:
         """Weights and optimizer as at the last snapshot; steps, clock and batches go on, so nothing is got for free."""
         if (snapshot := self.snapshots.load()) is None:
             raise RuntimeError("diverged before the first snapshot: there is nothing to roll back to")
-        self._load_weights(snapshot[0])
+        self._load(snapshot[0], snapshot[1]["optimizer"])
         self.predictor.forget()
+        self.read_out.forget()
         self.monitor.reset()
 
     def snapshot(self) -> None:
@@ -165,7 +177,8 @@ class HybridTrainer:
 
     def _tensors(self) -> Tensors:
         tensors: Tensors = {f"model.{name}": weight.detach() for name, weight in self.weights}
-        tensors |= optimizer_tensors(self.optimizer, [name for name, _ in self.weights])
+        tensors |= optimizer_tensors(self.optimizer, self.weights)
+        tensors |= {f"average.{name}": tensor for name, tensor in self.read_out.mean.items()}
         return tensors | {f"predictor.{name}": tensor for name, tensor in self.predictor.state_dict().items()}
 
     def _facts(self) -> dict[str, Any]:
@@ -177,23 +190,25 @@ class HybridTrainer:
             last_snapshot_step=self.last_snapshot_step,
             last_loss=self.last_loss,
             monitor=self.monitor.state_dict(),
+            optimizer=optimizer_counters(self.optimizer),
+            averaged=self.read_out.taken,
         )
 
     def load_state_dict(self, tensors: Tensors, facts: dict[str, Any]) -> None:
-        self._load_weights(tensors)
-        mine = {n.removeprefix("predictor."): t for n, t in tensors.items() if n.startswith("predictor.")}
-        self.predictor.load_state_dict(mine)
+        self._load(tensors, facts["optimizer"])
+        self.predictor.load_state_dict(under("predictor.", tensors))
+        self.read_out.mean, self.read_out.taken = under("average.", tensors), facts["averaged"]
         step, phase, index, length, cycle = facts["phase_state"]
         self.state = PhaseState(step, Phase(phase), index, length, cycle)
         self.monitor.load_state_dict(facts["monitor"])
         for name in ("real_steps", "tokens_trained", "last_snapshot_step", "last_loss"):
             setattr(self, name, facts[name])
 
-    def _load_weights(self, tensors: Tensors) -> None:
+    def _load(self, tensors: Tensors, counters: list[dict[str, Any]]) -> None:
         with torch.no_grad():
             for name, weight in self.weights:
                 weight.copy_(tensors[f"model.{name}"])
-        load_optimizer(self.optimizer, [name for name, _ in self.weights], tensors)
+        load_optimizer(self.optimizer, self.weights, tensors, counters)
 
 
 def _exp(loss: float) -> float:

@@ -41,7 +41,7 @@ def forecast_errors(
     for horizon in horizons:
         predictor, walker = make(), [(name, tensor.clone()) for name, tensor in zip(names, points[0])]
         watch(predictor, walker, points[start - full : start + 1])
-        predictor.predict(walker, horizon)
+        predictor.predict(walker, horizon, start / (len(points) - 1))
         truth = points[start + horizon]
         error = distance([tensor for _, tensor in walker], truth)
         rows.append(dict(start=start, horizon_steps=horizon, error_ratio=error / distance(points[start], truth)))

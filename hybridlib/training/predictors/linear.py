@@ -25,7 +25,7 @@ class Linear(Predictor):
             self.store.put("steps", self.store.get("steps") + 1)
 
     @torch.no_grad()
-    def predict(self, weights: Weights, horizon: int) -> None:
+    def predict(self, weights: Weights, horizon: int, progress: float) -> None:
         steps = int(self.store.get("steps"))
         if steps == 0:
             return

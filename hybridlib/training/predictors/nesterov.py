@@ -9,13 +9,15 @@ from hybridlib.training.predictors.base import Predictor, Weights
 class Nesterov(Predictor):
     """Outer Nesterov momentum on the displacement between landing points (DiLoCo, Douillard et al. 2023, algorithm 1,
     with one worker). The displacement since the last landing is replaced by `gain` times its look-ahead.
+
+    From the share `fade_from` of the run on, the gain falls linearly, by the share `fade` of itself at the end.
     """
 
     copies = 2  # the last landing point, the momentum
 
-    def __init__(self, gain: float = 0.7, momentum: float = 0.7) -> None:
+    def __init__(self, gain: float = 0.7, momentum: float = 0.7, fade: float = 0.0, fade_from: float = 0.6) -> None:
         super().__init__()
-        self.gain, self.momentum = gain, momentum
+        self.gain, self.momentum, self.fade, self.fade_from = gain, momentum, fade, fade_from
 
     def start(self, weights: Weights) -> None:
         """The first landing point is where learning began; later ones are the predictor's own."""
@@ -25,14 +27,15 @@ class Nesterov(Predictor):
                 self.store.put(f"momentum.{name}", torch.zeros_like(weight))
 
     @torch.no_grad()
-    def predict(self, weights: Weights, horizon: int) -> None:
+    def predict(self, weights: Weights, horizon: int, progress: float) -> None:
+        faded = self.fade * min(max((progress - self.fade_from) / (1 - self.fade_from), 0.0), 1.0)
         by_shape = sorted(weights, key=lambda named: tuple(named[1].shape))
         for _, group in groupby(by_shape, key=lambda named: named[1].shape):
             group = list(group)
             ahead = [self._look_ahead(name, weight) for name, weight in group]
             for (name, weight), jump in zip(group, self.directions(group, ahead)):
                 anchor = self.store.get(f"anchor.{name}", weight.device)
-                weight.copy_(anchor.add_(jump, alpha=self.gain))
+                weight.copy_(anchor.add_(jump, alpha=self.gain * (1 - faded)))
                 self.store.put(f"anchor.{name}", weight)
 
     def _look_ahead(self, name: str, weight: Tensor) -> Tensor:

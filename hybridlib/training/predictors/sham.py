@@ -15,8 +15,8 @@ class Sham(Spectral):
         if "jumps" not in self.store:
             self.store.put("jumps", torch.zeros((), dtype=torch.int64))
 
-    def predict(self, weights: Weights, horizon: int) -> None:
-        super().predict(weights, horizon)
+    def predict(self, weights: Weights, horizon: int, progress: float) -> None:
+        super().predict(weights, horizon, progress)
         self.store.put("jumps", self.store.get("jumps") + 1)
 
     def directions(self, group: Weights, ahead: list[Tensor]) -> list[Tensor]:

@@ -1,44 +1,81 @@
 import torch
 from torch import Tensor
 
-from hybridlib.training.predictors.base import Weights, is_matrix
+from hybridlib.training.predictors.base import Weights, is_embedding, is_matrix
 from hybridlib.training.predictors.nesterov import Nesterov
+
+
+COEFFICIENTS = 3.4445, -4.7750, 2.0315
 
 
 class Spectral(Nesterov):
     """Outer Nesterov whose look-ahead has a flat spectrum on every weight matrix, at the same Frobenius norm.
 
-    The singular directions that training moves little are moved as far as those that it moves most. Embeddings and
-    vectors follow plain outer Nesterov.
+    The singular directions that training moves little are moved as far as those that it moves most. So it is with the
+    table of token embeddings, if `embeddings`: a row that did not move stays. Vectors follow plain outer Nesterov.
     """
 
-    def __init__(self, gain: float = 1.0, momentum: float = 0.7, iterations: int = 5, precision: str = "bf16") -> None:
-        super().__init__(gain, momentum)
+    def __init__(
+        self,
+        gain: float = 1.0,
+        momentum: float = 0.7,
+        fade: float = 0.0,
+        fade_from: float = 0.6,
+        iterations: int = 5,
+        precision: str = "fp32",
+        embeddings: bool = True,
+    ) -> None:
+        super().__init__(gain, momentum, fade, fade_from)
         self.iterations, self.dtype = iterations, {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+        self.embeddings = embeddings
 
     def directions(self, group: Weights, ahead: list[Tensor]) -> list[Tensor]:
-        chosen = [i for i, (name, weight) in enumerate(group) if is_matrix(name, weight)]
+        chosen = [i for i, (name, weight) in enumerate(group) if self.flattens(name, weight)]
         if chosen:
             stacked = torch.stack([ahead[i] for i in chosen])
             for i, flat in zip(chosen, flatten_spectrum(stacked, self.iterations, self.dtype)):
                 ahead[i] = flat
         return ahead
 
+    def flattens(self, name: str, weight: Tensor) -> bool:
+        return is_matrix(name, weight) or (self.embeddings and is_embedding(name, weight))
+
 
 def flatten_spectrum(matrices: Tensor, iterations: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """(n, rows, columns) -> the same, all singular values of each pushed to about one value, each norm kept.
 
     Newton-Schulz iteration in `dtype` with Muon's quintic coefficients (Jordan et al. 2024, "Muon", algorithm 2), whose
-    values end between about 0.7 and 1.2 of one another, so bfloat16's rounding does not matter.
+    values end between about 0.7 and 1.2 of one another.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.shape[-2] > matrices.shape[-1]
     tiny = torch.finfo(torch.float32).tiny
     norms = matrices.float().norm(dim=(-2, -1), keepdim=True)
     u = ((matrices.mT if tall else matrices) / norms.clamp_min(tiny)).to(dtype)
-    for _ in range(iterations):
-        gram = u @ u.mT
-        u = a * u + (b * gram + c * gram @ gram) @ u
+    u = newton_schulz(u, iterations) if dtype is torch.bfloat16 else newton_schulz_by_gram(u, iterations)
     u = u.float()
     u = u * (norms / u.norm(dim=(-2, -1), keepdim=True).clamp_min(tiny))
     return (u.mT if tall else u).to(matrices.dtype)
+
+
+def newton_schulz(u: Tensor, iterations: int) -> Tensor:
+    """(n, rows, columns) with rows <= columns and norms <= 1: each step takes every singular value s to a s + b s^3 + c s^5.
+
+    It forgives bfloat16's rounding, so it is the faster form where that has a unit of its own and matrices are large.
+    """
+    a, b, c = COEFFICIENTS
+    for _ in range(iterations):
+        gram = u @ u.mT
+        u = a * u + (b * gram + c * gram @ gram) @ u
+    return u
+
+
+def newton_schulz_by_gram(u: Tensor, iterations: int) -> Tensor:
+    """The same in fewer products: the iteration runs on (rows, rows) matrices, and meets `u` at its start and end alone."""
+    a, b, c = COEFFICIENTS
+    gram = u @ u.mT
+    total = torch.eye(gram.shape[-1], dtype=u.dtype, device=u.device).expand_as(gram)
+    for _ in range(iterations):
+        step = b * gram + c * gram @ gram
+        step.diagonal(dim1=-2, dim2=-1).add_(a)
+        total, gram = step @ total, step @ gram @ step
+    return total @ u

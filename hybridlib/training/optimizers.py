@@ -1,0 +1,95 @@
+"""The optimizers under a run, each from its own package: Adam as in the brief, and the peers that prediction must beat."""
+
+from typing import Any, Literal
+
+import torch
+from pytorch_optimizer import Lookahead
+from schedulefree import AdamWScheduleFree
+from torch import nn
+
+from hybridlib.config import Optimizer as Settings
+from hybridlib.training.predictors.base import is_matrix
+
+Moments = Literal["keep", "decay", "reset"]
+
+
+class Together:
+    """Several optimizers as one, each with parameters of its own."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=set_to_none)
+
+
+def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer | Together:
+    """The optimizer of these settings over all of a model's parameters.
+
+    `muon` (Jordan et al. 2024) moves the weight matrices, at `lr_matrices` and with Adam's root mean square; Adam the
+    rest. `schedule_free` is Defazio et al. 2024, `lookahead` Zhang et al. 2019, over Adam.
+    """
+    betas = settings.beta1, settings.beta2
+
+    def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
+
+    every = list(model.parameters())
+    match settings.name:
+        case "muon":
+            matrices = [weight for name, weight in model.named_parameters() if is_matrix(name, weight)]
+            others = [weight for name, weight in model.named_parameters() if not is_matrix(name, weight)]
+            lr = settings.lr_matrices or settings.lr
+            muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+            return Together(muon, adam(others))
+        case "schedule_free":
+            options = dict(lr=settings.lr, betas=betas, eps=settings.eps, warmup_steps=settings.lr_warmup_steps)
+            optimizer = AdamWScheduleFree(every, **options)
+            optimizer.train()
+            return optimizer
+        case "lookahead":
+            return Lookahead(adam(every), k=settings.slow_every, alpha=settings.slow_share)
+    return adam(every)
+
+
+def parts(optimizer: Any) -> list[torch.optim.Optimizer]:
+    """The optimizers that an optimizer consists of: itself, those that it wraps, those that it puts together."""
+    if isinstance(optimizer, Together):
+        return list(optimizer.parts)
+    inner = getattr(optimizer, "optimizer", None)
+    return [optimizer] if inner is None else [optimizer, *parts(inner)]
+
+
+def set_learning_rate(optimizer: Any, settings: Settings, step: int, total: int) -> None:
+    """Warm-up and linear decay to zero over the nominal steps; nothing is touched where neither is asked for.
+
+    `lr_decay` is the share of the nominal steps, at their end, over which the rate falls. Schedule-free warms up by itself.
+    """
+    if settings.name == "schedule_free" or not (settings.lr_warmup_steps or settings.lr_decay):
+        return
+    rise = min(1.0, step / settings.lr_warmup_steps) if settings.lr_warmup_steps else 1.0
+    fall = min(1.0, (total - step + 1) / (settings.lr_decay * total)) if settings.lr_decay else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * rise * max(fall, 0.0)
+
+
+def after_jump(optimizer: Any, moments: Moments) -> None:
+    """What a jump does to the optimizer's state: nothing, halve the first moment, or forget everything."""
+    if moments == "keep":
+        return
+    for part in parts(optimizer):
+        if moments == "reset":
+            part.state.clear()
+        else:
+            for state in part.state.values():
+                for key in {"exp_avg", "momentum_buffer"} & state.keys():
+                    state[key].mul_(0.5)

@@ -1,0 +1,51 @@
+import torch
+
+from hybridlib.training.predictors.base import History, Weights
+
+
+class Ridge(History):
+    """Autoregression on displacements: each step's is a linear combination of the `order` before it.
+
+    One set of coefficients a tensor, by ridge regression over its elements and the steps seen, then rolled out to the
+    horizon. Exact where the displacements follow such a recursion, up to the penalty.
+    """
+
+    def __init__(self, window: int = 16, order: int = 3, penalty: float = 1e-3, gain: float = 1.0) -> None:
+        super().__init__(window)
+        self.order, self.penalty, self.gain = order, penalty, gain
+
+    def forecast(self, weights: Weights, horizon: int) -> None:
+        for name, weight in weights:
+            moved = self.displacements(name, weight)
+            order = min(self.order, len(moved) - 1)
+            products = (moved @ moved.T).double()  # (steps, steps): all that the regression needs
+            steps = range(order, len(moved))
+            gram = sum(products[t - order : t, t - order : t] for t in steps)
+            target = sum(products[t - order : t, t] for t in steps)
+            eye = torch.eye(order, dtype=gram.dtype, device=gram.device)
+            scale = gram.trace() / order
+            if scale == 0:
+                continue
+            coefficients = torch.linalg.solve(gram + self.penalty * scale * eye, target)
+            total = rolled_out(coefficients, horizon).to(moved) @ moved[-order:]
+            weight.add_(total.view_as(weight).to(weight.dtype), alpha=self.gain)
+
+
+def rolled_out(coefficients: torch.Tensor, horizon: int) -> torch.Tensor:
+    """(order,) weights of the last displacements in the sum of the next `horizon` ones; all oldest first.
+
+    The recursion's roots are pulled into the unit circle: a forecast may not explode.
+    """
+    order = len(coefficients)
+    companion = torch.zeros(order, order, dtype=coefficients.dtype, device=coefficients.device)
+    companion[:-1, 1:] = torch.eye(order - 1)
+    companion[-1] = coefficients
+    return sum_of_powers(companion, horizon)[-1]
+
+
+def sum_of_powers(matrix: torch.Tensor, horizon: int) -> torch.Tensor:
+    """M + M^2 + … + M^horizon, for M with its eigenvalues pulled into the unit circle."""
+    values, vectors = torch.linalg.eig(matrix)
+    values = values / values.abs().clamp_min(1.0)
+    powers = torch.stack([values**h for h in range(1, horizon + 1)]).sum(0)
+    return (vectors @ powers.diag() @ torch.linalg.pinv(vectors)).real

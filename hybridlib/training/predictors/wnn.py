@@ -1,0 +1,57 @@
+import torch
+from torch import Tensor, nn
+
+from hybridlib.training.predictors.base import History, Weights
+
+
+class Wnn(History):
+    """A small network that forecasts each weight from its own recent displacements, fitted online.
+
+    After Weight Nowcaster Networks (Jang et al. 2023, "Learning to boost training by periodic nowcasting near future
+    weights", section 3), but fitted on nothing except the run's own steps before each jump: from `inputs` displacements in
+    a row to the next one, elements drawn at random, each tensor scaled by its root mean square. A forecast feeds on
+    itself until the horizon.
+    """
+
+    def __init__(self, window: int = 16, inputs: int = 5, width: int = 16, samples: int = 4096, gain: float = 1.0) -> None:
+        super().__init__(window)
+        self.inputs, self.width, self.samples, self.gain = inputs, width, samples, gain
+
+    def forecast(self, weights: Weights, horizon: int) -> None:
+        inputs = min(self.inputs, min(self.taken, self.window) - 2)
+        generator = torch.Generator().manual_seed(self.taken)
+        seen = torch.cat([self._examples(name, weight, inputs, generator) for name, weight in weights])
+        network = fitted(seen[:, :-1], seen[:, -1:], self.width, generator)
+        for name, weight in weights:
+            moved = self.displacements(name, weight)[-inputs:].T
+            scale = moved.square().mean().sqrt().clamp_min(1e-12)
+            recent, total = (moved / scale).cpu(), torch.zeros(len(moved))
+            for _ in range(horizon):
+                ahead = network(recent).clamp(-3, 3)
+                total += ahead[:, 0]
+                recent = torch.cat([recent[:, 1:], ahead], dim=1)
+            weight.add_((total.to(moved) * scale).view_as(weight).to(weight.dtype), alpha=self.gain)
+
+    def _examples(self, name: str, weight: Tensor, inputs: int, generator: torch.Generator) -> Tensor:
+        """(samples, inputs + 1): runs of displacements of elements drawn at random, scaled by the tensor's size of step."""
+        moved = self.displacements(name, weight).cpu()
+        count = max(self.samples * weight.numel() // 1_000_000, 64)
+        element = torch.randint(moved.shape[1], (count,), generator=generator)
+        first = torch.randint(len(moved) - inputs, (count,), generator=generator)
+        runs = torch.stack([moved[first + at, element] for at in range(inputs + 1)], dim=1)
+        return runs / moved.square().mean().sqrt().clamp_min(1e-12)
+
+
+@torch.enable_grad()
+def fitted(inputs: Tensor, targets: Tensor, width: int, generator: torch.Generator, steps: int = 100) -> nn.Module:
+    """A network of one hidden layer, trained by Adam on the mean squared error of all examples at once."""
+    network = nn.Sequential(nn.Linear(inputs.shape[1], width), nn.GELU(), nn.Linear(width, 1))
+    for parameter in network.parameters():
+        bound = 1 / parameter.shape[-1] ** 0.5
+        parameter.data.uniform_(-bound, bound, generator=generator)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (network(inputs) - targets).square().mean().backward()
+        optimizer.step()
+    return network.requires_grad_(False)

@@ -1,0 +1,64 @@
+"""Trains the trials of `params/research.yaml` that are not complete: `python -m hybridlib.training.trials`.
+
+Trials run side by side, each on one thread, so that no core waits. What is compared is their loss; their times were taken
+beside one another.
+"""
+
+import argparse
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+from tqdm import tqdm
+
+from hybridlib import progress
+from hybridlib.config import Run
+from hybridlib.studies import ParameterError, load_study
+from hybridlib.sweeps import FILE, runs, sweeps
+from hybridlib.training.experiment import train
+
+
+def train_trial(run: Run) -> None:
+    """Trains one trial, in a process of its own."""
+    train(run, "cpu")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m hybridlib.training.trials", description=__doc__)
+    parser.add_argument("--study", default="cpu", metavar="NAME")
+    parser.add_argument("--sweeps", nargs="+", default=[], metavar="SWEEP", help="these alone")
+    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count(), help="trials side by side")
+    parser.add_argument("--dry-run", action="store_true", help="print what is to be trained and stop")
+    args = parser.parse_args(argv)
+    try:
+        study, asked = load_study(args.study), sweeps()
+        if unknown := sorted(set(args.sweeps) - set(asked)):
+            raise ParameterError(f"{FILE}: no sweep {unknown[0]!r}; there are {', '.join(asked)}")
+        chosen = {name: sweep for name, sweep in asked.items() if not args.sweeps or name in args.sweeps}
+        every = [run for name, sweep in chosen.items() for run in runs(study, name, sweep)]
+    except ValueError as error:  # ParameterError is one
+        print(error, file=sys.stderr)
+        return 2
+    todo = [run for run in every if progress.state(run) not in ("complete", "extendable")]
+    print(f"{len(every)} trials, {len(todo)} to train, {args.workers} at a time")
+    if args.dry_run:
+        print("\n".join(f"{run.study}: {run.id}" for run in todo))
+        return 0
+    failed = train_side_by_side(todo, args.workers)
+    return 1 if failed else 0
+
+
+def train_side_by_side(todo: list[Run], workers: int) -> int:
+    """Trains the runs, `workers` at a time, each in a fresh process; says which failed, and returns how many."""
+    failed, context = 0, multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
+        waiting = {pool.submit(train_trial, run): run for run in todo}
+        for done in tqdm(as_completed(waiting), total=len(todo), unit="trial", disable=None):
+            if error := done.exception():
+                failed += 1
+                tqdm.write(f"{waiting[done].study}: {waiting[done].id}: {error!r}")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Every optimizer trains, is saved and restored bit for bit, and Muon and Adam share the parameters between them."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from hybridlib.config import Model, Optimizer
+from hybridlib.training.checkpoint import load_optimizer, optimizer_counters, optimizer_tensors
+from hybridlib.training.models import build, loss_fn
+from hybridlib.training.optimizers import after_jump, make_optimizer, parts, set_learning_rate
+from hybridlib.training.read_out import ReadOut
+
+NAMES = ["adam", "muon", "schedule_free", "lookahead"]
+SIZES = Model(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=32)
+
+
+def batch(step: int) -> tuple[Tensor, Tensor]:
+    tokens = torch.randint(32, (4, 9), generator=torch.Generator().manual_seed(step))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def take(model: torch.nn.Module, optimizer, steps: range, settings: Optimizer | None = None) -> None:
+    for step in steps:
+        if settings:
+            set_learning_rate(optimizer, settings, step + 1, 40)
+        loss_fn(model, batch(step % 3)).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def weights(model: torch.nn.Module) -> list[Tensor]:
+    return [w.detach().clone() for w in model.parameters()]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns(name: str) -> None:
+    model = build(SIZES, 1)
+    before = float(loss_fn(model, batch(0)))
+    optimizer = make_optimizer(Optimizer(name=name, lr=3e-3), model)
+    take(model, optimizer, range(30))
+    with ReadOut().applied(list(model.named_parameters()), optimizer):
+        assert float(loss_fn(model, batch(0))) < before - 0.2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_restored_optimizer_goes_on_bitwise(name: str) -> None:
+    settings = Optimizer(name=name, lr=3e-3, lr_warmup_steps=4, lr_decay=0.5)
+    model = build(SIZES, 1)
+    optimizer = make_optimizer(settings, model)
+    take(model, optimizer, range(7), settings)
+    named = list(model.named_parameters())
+    saved = {k: v.clone() for k, v in optimizer_tensors(optimizer, named).items()}
+    counters, there = optimizer_counters(optimizer), weights(model)
+    take(model, optimizer, range(7, 20), settings)
+    other = build(SIZES, 2)
+    with torch.no_grad():
+        for weight, value in zip(other.parameters(), there):
+            weight.copy_(value)
+    restored = make_optimizer(settings, other)
+    load_optimizer(restored, list(other.named_parameters()), saved, counters)
+    take(other, restored, range(7, 20), settings)
+    assert same(weights(model), weights(other))
+
+
+def test_adam_here_is_torchs_adam() -> None:
+    ours, plain = build(SIZES, 1), build(SIZES, 1)
+    take(ours, make_optimizer(Optimizer(), ours), range(5), Optimizer())
+    take(plain, torch.optim.Adam(plain.parameters(), lr=6e-4, fused=True), range(5))
+    assert same(weights(ours), weights(plain))
+
+
+def test_muon_has_the_matrices_and_adam_the_rest_each_once() -> None:
+    model = build(SIZES, 1)
+    muon, adam = parts(make_optimizer(Optimizer(name="muon"), model))
+    theirs = [[p for g in part.param_groups for p in g["params"]] for part in (muon, adam)]
+    assert all(p.ndim == 2 for p in theirs[0]) and model.transformer.wte.weight is theirs[1][0]
+    assert sorted(map(id, theirs[0] + theirs[1])) == sorted(map(id, model.parameters()))
+
+
+def test_the_rate_rises_and_falls_over_nominal_steps() -> None:
+    settings = Optimizer(lr=1.0, lr_warmup_steps=10, lr_decay=0.5)
+    optimizer = make_optimizer(settings, build(SIZES, 1))
+    rates = []
+    for step in (1, 5, 10, 50, 51, 76, 100, 150):
+        set_learning_rate(optimizer, settings, step, 100)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.1, 0.5, 1, 1, 1, 0.5, 0.02, 0.0])
+
+
+@pytest.mark.parametrize("moments, share", [("keep", 1.0), ("decay", 0.5)])
+def test_what_a_jump_leaves_of_the_first_moment(moments: str, share: float) -> None:
+    model = build(SIZES, 1)
+    optimizer = make_optimizer(Optimizer(), model)
+    take(model, optimizer, range(3))
+    before = [state["exp_avg"].clone() for state in optimizer.state.values()]
+    after_jump(optimizer, moments)
+    assert same([state["exp_avg"] for state in optimizer.state.values()], [share * m for m in before])
+
+
+def test_after_a_reset_adam_starts_anew() -> None:
+    model = build(SIZES, 1)
+    optimizer = make_optimizer(Optimizer(), model)
+    take(model, optimizer, range(3))
+    twin = build(SIZES, 1)
+    with torch.no_grad():
+        for a, b in zip(twin.parameters(), model.parameters()):
+            a.copy_(b)
+    after_jump(optimizer, "reset")
+    take(model, optimizer, range(3, 6))
+    take(twin, make_optimizer(Optimizer(), twin), range(3, 6))
+    assert same(weights(model), weights(twin))
+
+
+def test_a_read_out_is_the_mean_since_the_last_jump_and_leaves_the_weights() -> None:
+    model = build(SIZES, 1)
+    named, read_out, seen = list(model.named_parameters()), ReadOut(8), []
+    optimizer = make_optimizer(Optimizer(), model)
+    for step in range(7):
+        if step == 3:
+            read_out.forget()
+            seen.clear()
+        take(model, optimizer, range(step, step + 1))
+        read_out.observe(named)
+        seen.append(weights(model))
+    with read_out.applied(named, optimizer):
+        for i, (_, weight) in enumerate(named):
+            torch.testing.assert_close(weight.detach(), torch.stack([s[i] for s in seen]).mean(0))
+    assert same(weights(model), seen[-1])
