@@ -1,6 +1,7 @@
 # The project's commands. Thin: run_all.py does the work, and only this file knows of .venv and apt.
 #   make study   the whole study, from set-up to outputs/cpu/report.pdf; ARGS="--study smoke" gives run_all.py arguments
 #   make test    every test
+#   make prose   the English text that some sweeps of --full train on: a dictionary, from Debian's package dict-gcide
 #   make lab     JupyterLab on notebooks/
 #   make clean   removes what can be made again: .venv, caches, the smoke study
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := .venv/bin
 TEX := texlive-xetex texlive-fonts-recommended texlive-plain-generic pandoc fonts-texgyre fonts-texgyre-math
 AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo -n)
 
-.PHONY: study test lab clean setup tex lock
+.PHONY: study test lab clean setup tex lock prose
 .DEFAULT_GOAL := study
 
 study: setup tex
@@ -40,6 +41,15 @@ setup: .venv/installed
 tex:
 	@command -v pandoc >/dev/null && command -v xelatex >/dev/null && kpsewhich ulem.sty >/dev/null && kpsewhich texgyretermes-math.otf >/dev/null \
 	  || $(call apt-install,$(TEX)) || true
+
+prose: .cache/prose/gcide.txt
+
+.cache/prose/gcide.txt:
+	mkdir -p $(@D)
+	cd $(@D) && apt-get download -qq dict-gcide && dpkg-deb --extract dict-gcide_*.deb deb
+	gzip -dc $(@D)/deb/usr/share/dictd/gcide.dict.dz | iconv -c -f utf-8 -t utf-8 > $@.part || test -s $@.part
+	rm -rf $(@D)/deb $(@D)/dict-gcide_*.deb
+	mv $@.part $@
 
 # After a change of pyproject.toml, in a fresh .venv.
 lock:

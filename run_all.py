@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 
@@ -43,7 +44,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--arms", nargs="+", default=[], metavar="ARM", help="train these arms alone")
     add("--data", nargs="+", default=[], metavar="DATA", help="train on these data sources alone")
     add("--seeds", nargs="+", default=[], type=int, metavar="SEED", help="train with these seeds alone")
-    add("--full", action="store_true", help="also what the study's plan marks `full: true`")
+    add("--full", action="store_true", help="also what the study's plan marks `full: true`, and the sweeps of params/research/")
     add("--dry-run", action="store_true", help="print the plan and stop")
     add("--force", action="store_true", help="delete what these jobs made before, records included, and start afresh")
     add("--keep-going", action="store_true", help="after a failed job go on with the others; the report says what is missing")
@@ -111,6 +112,8 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
     if args.force:
         for job in jobs:
             execute.forget(job, study)
+    if args.full and "research" in (args.only or STAGES) and not args.dry_run:
+        train_sweeps(args.study)
     try:
         for at, job in enumerate(jobs, start=1):
             if job.extends and not pipeline.went_well(job.run.id):
@@ -124,6 +127,11 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
         console.print("Stopped. The same command goes on from here.")
         return 130
     return conclude(jobs, pipeline, time.monotonic() - started)
+
+
+def train_sweeps(study: str) -> None:
+    """The sweeps around the study, in processes of their own; what is missing after that, the report names."""
+    subprocess.run([sys.executable, "-m", "hybridlib.training.trials", "--study", study])
 
 
 def attempt(job: Job, label: str, pipeline: Pipeline) -> bool:

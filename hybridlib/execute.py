@@ -106,9 +106,9 @@ def metadata(path: Path) -> dict[str, Any] | None:
 def inputs_sha256(job: Job, study: str) -> str:
     """Of all that a chapter depends on: itself, its parameters, the library, `params/`, and the records it reads."""
     folder = OUTPUTS / study
-    files = [source(job), *sorted((ROOT / "hybridlib").rglob("*.py")), *sorted(PARAMS.glob("*.yaml"))]
+    files = [source(job), *sorted((ROOT / "hybridlib").rglob("*.py")), *sorted(PARAMS.rglob("*.yaml"))]
     if job.stage in READERS:
-        files += sorted(folder.glob("runs/*/run.json"))
+        files += sorted(folder.rglob("runs/*/run.json"))
     digest = hashlib.sha256(json.dumps(job.parameters, sort_keys=True).encode())
     for path in files:
         digest.update(hashlib.sha256(path.read_bytes()).digest())

@@ -17,11 +17,13 @@ CHAPTERS = {
     "memory": "04_memory",
     "ablation": "08_ablation",
     "stress": "07_stress",
+    "research": "10_research",
+    "failures": "11_failures",
     "report": "09_report",
 }
 STAGES = tuple(CHAPTERS)
 MEASURING = ("functionality", "phases")  # their chapters compute on the device that training uses
-READERS = ("benchmark", "memory", "ablation", "stress", "report")  # their chapters read the records of all runs
+READERS = ("benchmark", "memory", "ablation", "stress", "research", "failures", "report")  # their chapters read the records of all runs
 TRAINING = "05_run"
 
 # Floating-point operations a second of two recent server cores: 0.9 and 1.1 x 10^11 were measured for GPT-2 Small and

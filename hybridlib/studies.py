@@ -46,7 +46,7 @@ def study_path(name: str) -> Path:
     """The file of a study given by name (`cpu`) or by path (`my/study.yaml`)."""
     path = Path(name) if name.endswith((".yaml", ".yml")) else PARAMS / f"{name}.yaml"
     if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in PARAMS.glob("*.yaml") if p.stem not in ("arms", "criteria", "research")))
+        there = ", ".join(sorted(p.stem for p in PARAMS.glob("*.yaml") if p.stem not in ("arms", "criteria")))
         raise ParameterError(f"no study {name!r}: {path} is no file; there are {there}, or give a .yaml file")
     return path
 

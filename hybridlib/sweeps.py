@@ -1,10 +1,11 @@
 """Sweeps of settings around a study: tuning, ablations, other models and texts; `training/trials.py` trains them.
 
-`params/research.yaml` says what is asked. A trial is a run like any other, with its records under
+`params/research/<study>.yaml` says what is asked. A trial is a run like any other, with its records under
 `outputs/<study>/research/<sweep>/runs/`.
 """
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -12,7 +13,7 @@ from pydantic import Field, ValidationError
 from hybridlib.config import Run, Seed, Strict, Study
 from hybridlib.studies import PARAMS, ParameterError, read_yaml
 
-FILE = PARAMS / "research.yaml"
+EVAL_EVERY = 50  # steps: evaluation is off the clock, but not free
 
 
 class Sweep(Strict):
@@ -42,12 +43,19 @@ def short(value: Any) -> str:
     return "-".join(map(str, value.values())) if isinstance(value, dict) else str(value)
 
 
-def sweeps() -> dict[str, Sweep]:
-    """Every sweep of `params/research.yaml`; raises `ParameterError` for one that can't be used."""
-    try:
-        return {name: Sweep(**given) for name, given in read_yaml(FILE).items()}
-    except (ValidationError, TypeError) as error:
-        raise ParameterError(f"{FILE}: {error}") from None
+def path(study: Study) -> Path:
+    return PARAMS / "research" / f"{study.study}.yaml"
+
+
+def sweeps(study: Study) -> dict[str, Sweep]:
+    """Every sweep around a study, none where it has no such file. Raises `ParameterError` for one that can't be used."""
+    file, found = path(study), {}
+    for name, given in read_yaml(file).items() if file.exists() else ():
+        try:
+            found[name] = Sweep(**given)
+        except (ValidationError, TypeError) as error:
+            raise ParameterError(f"{file}: {name}: {error}") from None
+    return found
 
 
 def runs(study: Study, name: str, sweep: Sweep) -> list[Run]:
@@ -57,22 +65,22 @@ def runs(study: Study, name: str, sweep: Sweep) -> list[Run]:
         for trial, settings in sweep.trials().items():
             settings = dict(settings)
             arm = settings.pop("arm", sweep.arm)
-            given = study.run(arm, sweep.data, seed).model_dump() | dict(extend=1.0, threads=1)
+            given = study.run(arm, sweep.data, seed).model_dump() | dict(extend=1.0, threads=1, eval_every=EVAL_EVERY)
             given |= dict(study=f"{study.study}/research/{name}", arm=trial, about=sweep.about)
             try:
-                for path, value in settings.items():
-                    put(given, path.split("."), value)
+                for place, value in settings.items():
+                    put(given, place.split("."), value)
                 found.append(Run(**given))
             except (ValidationError, KeyError, ValueError) as error:
-                raise ParameterError(f"{FILE}: {name}: {trial}: {error}") from None
+                raise ParameterError(f"{path(study)}: {name}: {trial}: {error}") from None
     return found
 
 
-def put(mapping: dict[str, Any], path: list[str], value: Any) -> None:
+def put(mapping: dict[str, Any], place: list[str], value: Any) -> None:
     """Sets a nested key. Raises KeyError for a place that is not there; a predictor's settings are its own."""
-    *above, key = path
+    *above, key = place
     for part in above:
         mapping = mapping[part]
     if key not in mapping and above != ["predictor"]:
-        raise KeyError(f"no setting {'.'.join(path)}")
+        raise KeyError(f"no setting {'.'.join(place)}")
     mapping[key] = value

@@ -232,16 +232,24 @@ def test_the_gain_fades_towards_the_end() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(2, 12), st.integers(2, 12), st.integers(0, 99))
-def test_flattening_keeps_norm_and_singular_vectors_and_evens_the_values(rows: int, columns: int, seed: int) -> None:
+def test_flattening_keeps_singular_vectors_and_evens_the_values_at_their_mean(rows: int, columns: int, seed: int) -> None:
     matrix = torch.randn(1, rows, columns, generator=torch.Generator().manual_seed(seed))
     flat = flatten_spectrum(matrix, iterations=5)
-    torch.testing.assert_close(flat.norm(), matrix.norm())
     u, before, vh = torch.linalg.svd(matrix[0], full_matrices=False)
     inside = u.T @ flat[0] @ vh.T
     torch.testing.assert_close(inside, torch.diag(inside.diagonal()), atol=1e-3 * float(matrix.norm()), rtol=0)
     large = before > 0.05 * before.max()
     after = inside.diagonal()[large]
     assert after.max() / after.min() < 2.0, "all but the smallest singular values are within a factor of two"
+    residual = matrix - flat
+    assert abs(float((residual * flat).sum())) < 1e-4 * float(matrix.square().sum()), "a projection: what is left is orthogonal"
+
+
+def test_a_flat_matrix_is_its_own_flattened_form_and_a_thin_one_shrinks() -> None:
+    q = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(3))).Q
+    torch.testing.assert_close(flatten_spectrum(3.0 * q[None], 5)[0], 3.0 * q, rtol=1e-4, atol=1e-4)
+    spike = torch.outer(q[0], q[1])[None] + 1e-2 * q
+    assert flatten_spectrum(spike, 9).norm() < 0.4 * spike.norm(), "its nuclear norm over its rank, not its Frobenius norm"
 
 
 @settings(max_examples=20, deadline=None)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hybridlib.config import Study
 from hybridlib.studies import PARAMS, ParameterError, load_study, merged, read_yaml
 
-STUDIES = sorted(path.stem for path in PARAMS.glob("*.yaml") if path.stem not in ("arms", "criteria", "research"))
+STUDIES = sorted(path.stem for path in PARAMS.glob("*.yaml") if path.stem not in ("arms", "criteria"))
 GOOD = dict(
     study="good",
     model=dict(preset="nano", vocab_size=512),

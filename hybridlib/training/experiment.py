@@ -18,7 +18,7 @@ from hybridlib.training.memory import give_back
 from hybridlib.training.meter import Meter, nvml_used_mb
 from hybridlib.training.models import Batch, loss_fn
 from hybridlib.training.optimizers import set_learning_rate
-from hybridlib.training.phases import Phase
+from hybridlib.training.phases import Phase, PhaseState
 from hybridlib.training.trainer import HybridTrainer
 
 
@@ -83,6 +83,8 @@ class Loop:
         done = records.flushed_steps()
         self.train_s = float(done[done.step > UNTIMED_STEPS].step_s.sum())
         self.held_out_loss = math.inf
+        evals = records.evals()
+        self.evaluated_step = int(evals.step.max()) if len(evals) else 0
 
     def until(self, last_step: int) -> None:
         while self.trainer.state.step <= last_step:
@@ -107,14 +109,19 @@ class Loop:
             record.event = "+".join(filter(None, (record.event, "fault")))
         self.records.add(record)
         self.train_s += record.step_s if state.step > UNTIMED_STEPS else 0.0
-        ends_correct = state.phase is Phase.CORRECT and state.index == state.length - 1
-        on_grid = state.step % run.eval_every == 0 and state.real
-        if ends_correct or on_grid or state.step == run.steps:
+        if state.step == run.steps or (self._settled(state) and state.step >= self.evaluated_step + run.eval_every):
+            self.evaluated_step = state.step
             with trainer.read_out.applied(trainer.weights, trainer.optimizer):
                 self.held_out_loss = held_out_loss(trainer.model, self.held_out)
             self.records.add(EvalRecord(state.step, trainer.real_steps, self.train_s, self.held_out_loss))
         if state.step % run.log_every == 0:
             self.records.flush()
+
+    @staticmethod
+    def _settled(state: PhaseState) -> bool:
+        """Whether the weights are worth judging: not in Predict, nor before Correct has ended."""
+        last_of_correct = state.phase is Phase.CORRECT and state.index == state.length - 1
+        return last_of_correct or state.phase in (Phase.WARMUP, Phase.FULL)
 
     def _on_device(self, batch: Batch) -> Batch:
         return tuple(part.to(self.trainer.device) for part in batch)

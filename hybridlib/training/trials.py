@@ -1,11 +1,13 @@
-"""Trains the trials of `params/research.yaml` that are not complete: `python -m hybridlib.training.trials`.
+"""Trains the trials of `params/research/<study>.yaml` that are not complete: `python -m hybridlib.training.trials`.
 
 Trials run side by side, each on one thread, so that no core waits. What is compared is their loss; their times were taken
 beside one another.
 """
 
 import argparse
+import ctypes
 import multiprocessing
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
@@ -14,12 +16,15 @@ from tqdm import tqdm
 from hybridlib import progress
 from hybridlib.config import Run
 from hybridlib.studies import ParameterError, load_study
-from hybridlib.sweeps import FILE, runs, sweeps
+from hybridlib.sweeps import path, runs, sweeps
 from hybridlib.training.experiment import train
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def train_trial(run: Run) -> None:
-    """Trains one trial, in a process of its own."""
+    """Trains one trial, in a process of its own, which ends with the process that started it, however that ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     train(run, "cpu")
 
 
@@ -31,9 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print what is to be trained and stop")
     args = parser.parse_args(argv)
     try:
-        study, asked = load_study(args.study), sweeps()
+        study = load_study(args.study)
+        asked = sweeps(study)
         if unknown := sorted(set(args.sweeps) - set(asked)):
-            raise ParameterError(f"{FILE}: no sweep {unknown[0]!r}; there are {', '.join(asked)}")
+            raise ParameterError(f"{path(study)}: no sweep {unknown[0]!r}; there are {', '.join(asked)}")
         chosen = {name: sweep for name, sweep in asked.items() if not args.sweeps or name in args.sweeps}
         every = [run for name, sweep in chosen.items() for run in runs(study, name, sweep)]
     except ValueError as error:  # ParameterError is one

@@ -9,10 +9,12 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315
 
 
 class Spectral(Nesterov):
-    """Outer Nesterov whose look-ahead has a flat spectrum on every weight matrix, at the same Frobenius norm.
+    """Outer Nesterov whose look-ahead has a flat spectrum on every weight matrix.
 
-    The singular directions that training moves little are moved as far as those that it moves most. So it is with the
-    table of token embeddings, if `embeddings`: a row that did not move stays. Vectors follow plain outer Nesterov.
+    The singular directions that training moves little are moved as far as those that it moves most, by the mean of what
+    it moves them: the jump is the look-ahead's projection on its own flattened form, so it sizes itself. A look-ahead
+    along few directions gives a short jump, where keeping the Frobenius norm would blow up all the others. So it is with
+    the table of token embeddings, if `embeddings`: a row that did not move stays. Vectors follow plain outer Nesterov.
     """
 
     def __init__(
@@ -42,18 +44,20 @@ class Spectral(Nesterov):
 
 
 def flatten_spectrum(matrices: Tensor, iterations: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(n, rows, columns) -> the same, all singular values of each pushed to about one value, each norm kept.
+    """(n, rows, columns) -> the same, all singular values of each pushed to about their mean.
 
-    Newton-Schulz iteration in `dtype` with Muon's quintic coefficients (Jordan et al. 2024, "Muon", algorithm 2), whose
+    The flat matrix U is scaled to the projection of D on it, <D, U> / <U, U>: with all of U's singular values equal that is
+    D's nuclear norm over its rank, the length of the steepest descent in the spectral norm (Bernstein and Newhouse 2024,
+    "Old optimizer, new norm", proposition 5). Newton-Schulz iteration in `dtype` with Muon's quintic coefficients (Jordan et al. 2024, "Muon", algorithm 2), whose
     values end between about 0.7 and 1.2 of one another.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     tiny = torch.finfo(torch.float32).tiny
-    norms = matrices.float().norm(dim=(-2, -1), keepdim=True)
-    u = ((matrices.mT if tall else matrices) / norms.clamp_min(tiny)).to(dtype)
+    wide = (matrices.mT if tall else matrices).float()
+    u = (wide / wide.norm(dim=(-2, -1), keepdim=True).clamp_min(tiny)).to(dtype)
     u = newton_schulz(u, iterations) if dtype is torch.bfloat16 else newton_schulz_by_gram(u, iterations)
     u = u.float()
-    u = u * (norms / u.norm(dim=(-2, -1), keepdim=True).clamp_min(tiny))
+    u = u * ((wide * u).sum((-2, -1), keepdim=True) / u.square().sum((-2, -1), keepdim=True).clamp_min(tiny))
     return (u.mT if tall else u).to(matrices.dtype)
 
 

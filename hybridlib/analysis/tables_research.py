@@ -1,0 +1,104 @@
+"""Tables of the sweeps: tuning, what carries to other settings, what one changed setting does."""
+
+import math
+
+import pandas as pd
+
+from hybridlib.analysis.research import REFERENCE, Research
+from hybridlib.analysis.wording import fixed, with_unit
+
+TITLES = {  # of the sweeps of what carries, as figures name them
+    "wide": "11 M parameters, 4 × 64",
+    "batch": "1 M parameters, 4 × 64",
+    "prose": "English prose",
+    "long": "10 000 steps",
+    "small": "GPT-2 Small, 4 × 64",
+    "small_prose": "GPT-2 Small, prose, V = 50257",
+    "vocabulary": "256 wide, prose, V = 50257",
+}
+
+
+def tuned(research: Research) -> pd.DataFrame:
+    """Of each sweep of tuning: the number of trials, the best with its settings, and the spread."""
+    rows = []
+    for name, part in research.of("tuning_").groupby("sweep", sort=False):
+        best = part.loc[part.held_out_loss.idxmin()]
+        losses = best.held_out_loss, part.held_out_loss.median(), part.held_out_loss.max()
+        rows.append(
+            {"arm": name, "trials": len(part), "best settings": best.trial.replace(",", ", ")}
+            | {f"loss, {what}": fixed(loss, 3) for what, loss in zip(("best", "median", "worst"), losses)}
+        )
+    return pd.DataFrame(rows, columns=["arm", "trials", "best settings", "loss, best", "loss, median", "loss, worst"])
+
+
+def carried(research: Research) -> pd.DataFrame:
+    """One row a setting and seed: the change of loss against the baseline at its last step, beside hold's."""
+    rows = []
+    for row in hybrids(research).itertuples():
+        rows.append(
+            {
+                "setting": TITLES.get(row.sweep, row.sweep),
+                "seed": row.seed,
+                "steps": row.steps,
+                "real steps": row.real_steps,
+                "loss": fixed(row.held_out_loss, 3),
+                "Δ (%)": with_unit(row.delta_pct, "", sign=True),
+                "hold's Δ (%)": with_unit(row.hold_delta_pct, "", sign=True),
+                "worth of computed steps": "more than all" if math.isnan(row.steps_worth) else int(row.steps_worth),
+            }
+        )
+    return pd.DataFrame(
+        rows, columns=["setting", "seed", "steps", "real steps", "loss", "Δ (%)", "hold's Δ (%)", "worth of computed steps"]
+    )
+
+
+def hybrids(research: Research) -> pd.DataFrame:
+    """The trials of what carries, baselines left out."""
+    found = research.of("carry_")
+    return found[found.trial != "baseline"]
+
+
+def ablated(research: Research) -> pd.DataFrame:
+    """One row a changed setting, in the order of the file: its loss, and its distance from the frozen settings in %."""
+    found = research.of("ablation_")
+    found = found[found.sweep != REFERENCE.removeprefix("ablation_")]
+    frozen = reference(research, "frozen")
+    rows = [
+        {
+            "changed": row.sweep.replace("_", " "),
+            "to": row.trial,
+            "real steps": row.real_steps,
+            "loss": fixed(row.held_out_loss, 3),
+            "against frozen (%)": with_unit(100 * (row.held_out_loss / frozen - 1), "", sign=True),
+            "speedup": with_unit(row.speedup, "×"),
+        }
+        for row in found.itertuples()
+    ]
+    return pd.DataFrame(rows, columns=["changed", "to", "real steps", "loss", "against frozen (%)", "speedup"])
+
+
+def reference(research: Research, trial: str) -> float:
+    """Held-out loss of the frozen settings or of the baseline on the pilot seed; NaN where it was not run."""
+    found = research.trials[(research.trials.sweep == REFERENCE) & (research.trials.trial == trial)]
+    return float(found.held_out_loss.iloc[0]) if len(found) else math.nan
+
+
+def failed(research: Research, worse_pct: float = 0.5) -> pd.DataFrame:
+    """What did not work: every trial on the study's text that ends more than `worse_pct` above the frozen settings."""
+    frozen = reference(research, "frozen")
+    parts = [research.of("ablation_").assign(of="ablation"), research.of("tradeoff_").assign(of="predictor")]
+    every = pd.concat([part[(part.trial != "baseline") & part.predictor.notna()] for part in parts])
+    every = every.assign(behind_pct=100 * (every.held_out_loss / frozen - 1))
+    comparable = (every.of == "ablation") | (every.trial == "0.6")
+    worse = every[comparable & (every.behind_pct > worse_pct)].sort_values("behind_pct", ascending=False)
+    rows = [
+        {
+            "tried": f"{row.sweep.replace('_', ' ')}: {row.trial}" if row.of == "ablation" else f"predictor {row.sweep}",
+            "loss": fixed(row.held_out_loss, 3),
+            "behind (%)": with_unit(row.behind_pct, "", sign=True),
+            "against the baseline (%)": with_unit(row.delta_pct, "", sign=True),
+            "hold's (%)": with_unit(row.hold_delta_pct, "", sign=True),
+        }
+        for row in worse.itertuples()
+    ]
+    return pd.DataFrame(rows, columns=["tried", "loss", "behind (%)", "against the baseline (%)", "hold's (%)"])

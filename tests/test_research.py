@@ -1,0 +1,83 @@
+"""Ratios of trials to their baselines, worked out by hand; peers beside the arm that they are compared with."""
+
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from hybridlib.analysis import peers, tables_research
+from hybridlib.analysis.load import read
+from hybridlib.analysis.research import COLUMNS, REFERENCE, Research, with_baselines
+
+
+def curve(*losses: float) -> pd.DataFrame:
+    """Held-out losses at steps 10, 20, …, all computed."""
+    steps = [10 * (i + 1) for i in range(len(losses))]
+    return pd.DataFrame(dict(step=steps, real_steps=steps, train_s=steps, held_out_loss=losses))
+
+
+def trial(sweep: str, name: str, loss: float, real_steps: int = 15, steps: int = 40, predictor: str | None = "spectral") -> dict:
+    row = dict.fromkeys(COLUMNS, 0.0) | dict(hold_loss=math.nan, steps_worth=math.nan, delta_pct=math.nan, hold_delta_pct=math.nan)
+    named = dict(sweep=sweep, trial=name, about="", seed=1, predictor=predictor, parameters={})
+    return row | named | dict(steps=steps, real_steps=real_steps, held_out_loss=loss, speedup=2.0)
+
+
+def test_a_trial_against_its_sweeps_baseline() -> None:
+    evals = {("carry_x", "baseline", 1): curve(5.0, 4.0, 3.0, 2.5)}
+    rows = [trial("carry_x", "baseline", 2.5, 40, predictor=None), trial("carry_x", "hybrid", 2.9), trial("carry_x", "better", 2.0)]
+    found = with_baselines(pd.DataFrame(rows), evals).set_index("trial")
+    assert found.delta_pct["hybrid"] == pytest.approx(16)
+    assert found.hold_loss["hybrid"] == 4.5, "the baseline at 15 steps"
+    assert found.hold_delta_pct["hybrid"] == pytest.approx(80)
+    assert found.steps_worth["hybrid"] == 40 and math.isnan(found.steps_worth["better"])
+    assert math.isnan(found.delta_pct["baseline"])
+
+
+def test_a_baseline_that_is_not_finished_gives_hold_but_no_change() -> None:
+    evals = {("carry_x", "baseline", 1): curve(5.0, 4.0)}
+    found = with_baselines(pd.DataFrame([trial("carry_x", "hybrid", 3.9)]), evals).iloc[0]
+    assert found.hold_loss == 4.5 and math.isnan(found.delta_pct)
+
+
+def test_ablations_are_held_to_the_reference_and_other_settings_are_not() -> None:
+    evals = {(REFERENCE, "baseline", 1): curve(5.0, 4.0, 3.0, 2.5)}
+    rows = [trial("ablation_gain", "2.0", 2.5), trial("carry_x", "hybrid", 2.5)]
+    assert with_baselines(pd.DataFrame(rows), evals).delta_pct.isna().tolist() == [False, True]
+
+
+def research() -> Research:
+    evals = {(REFERENCE, "baseline", 1): curve(5.0, 4.0, 3.0, 2.5)}
+    rows = [
+        trial(REFERENCE, "frozen", 2.0),
+        trial(REFERENCE, "baseline", 2.5, 40, predictor=None),
+        trial("ablation_gain", "gain=9", 2.6),
+        trial("ablation_gain", "gain=2", 2.001),
+        trial("tradeoff_linear", "0.6", 4.8, predictor="linear"),
+        trial("tradeoff_linear", "0.8", 9.0, predictor="linear"),
+        trial("tuning_hybrid", "gain=1,momentum=0.5", 2.2),
+        trial("tuning_hybrid", "gain=2,momentum=0.5", 2.1),
+    ]
+    return Research(with_baselines(pd.DataFrame(rows), evals), pd.DataFrame(), [])
+
+
+def test_failures_are_what_ends_behind_the_frozen_settings_the_worst_first() -> None:
+    assert tables_research.failed(research()).tried.tolist() == ["predictor linear", "gain: gain=9"]
+
+
+def test_the_tuning_table_names_the_best() -> None:
+    row = tables_research.tuned(research()).iloc[0]
+    assert (row.trials, row["best settings"], row["loss, best"]) == (2, "gain=2, momentum=0.5", "2.100")
+
+
+def test_peers_stand_beside_the_same_seeds_arm(fake_study) -> None:
+    records = read(fake_study.name, fake_study.outputs)
+    runs = records.runs.copy()
+    runs.loc[runs.arm == "sham", "role"] = "peer"
+    found = peers.against(replace(records, runs=runs), "hybrid", "text")
+    mine = runs[runs.arm == "hybrid"].set_index("seed")
+    theirs = runs[runs.arm == "sham"].set_index("seed")
+    for row in found.itertuples():
+        assert row.behind_pct == pytest.approx(100 * (theirs.held_out_loss[row.seed] / mine.held_out_loss[row.seed] - 1))
+        assert row.time_ratio == pytest.approx(theirs.train_s[row.seed] / mine.train_s[row.seed])
+    assert peers.table(found)["hybrid better in"].tolist() == ["3 of 3"]

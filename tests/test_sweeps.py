@@ -1,0 +1,79 @@
+"""Sweeps: what is tuned sees pilot seeds alone and equally often, what carries is the frozen hybrid, bad settings are refused."""
+
+import pytest
+
+from hybridlib import sweeps as module
+from hybridlib.studies import ParameterError, load_study
+from hybridlib.sweeps import Sweep, put, runs, sweeps
+
+STUDY = load_study("cpu")
+SWEEPS = sweeps(STUDY)
+
+
+def of(prefix: str) -> dict[str, Sweep]:
+    return {name: sweep for name, sweep in SWEEPS.items() if name.startswith(prefix)}
+
+
+def test_trials_are_the_variants_and_every_combination_of_the_grid() -> None:
+    sweep = Sweep(
+        about="", seeds=[1], settings={"batch_size": 4},
+        variants={"own": {"batch_size": 8}}, grid={"predictor.gain": [1.0, 2.0], "optimizer.lr": [0.1]},
+    )  # fmt: skip
+    assert sweep.trials() == {
+        "own": {"batch_size": 8},
+        "gain=1.0,lr=0.1": {"batch_size": 4, "predictor.gain": 1.0, "optimizer.lr": 0.1},
+        "gain=2.0,lr=0.1": {"batch_size": 4, "predictor.gain": 2.0, "optimizer.lr": 0.1},
+    }
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_trial_is_a_possible_run_of_its_own(name: str) -> None:
+    found = runs(STUDY, name, SWEEPS[name])
+    assert found and len({run.id for run in found}) == len({run.sha256 for run in found}) == len(found)
+    assert all(run.threads == 1 and run.study == f"cpu/research/{name}" for run in found)
+
+
+def test_tuning_sees_pilot_seeds_alone_and_gives_every_arm_as_many_trials() -> None:
+    tuning = of("tuning_")
+    assert {name.removeprefix("tuning_") for name in tuning} >= {"hybrid", "adam_tuned", "muon", "schedule_free", "lookahead"}
+    assert all(set(sweep.seeds) <= set(STUDY.pilot_seeds) for sweep in tuning.values())
+    assert len({len(sweep.trials()) for sweep in tuning.values()}) == 1
+
+
+def test_arms_that_were_tuned_have_settings_that_were_tried() -> None:
+    for name, sweep in of("tuning_").items():
+        arm = name.removeprefix("tuning_")
+        tried = [run.model_dump() for run in runs(STUDY, name, sweep)]
+        frozen = STUDY.run(arm, sweep.data, STUDY.seeds[0]).model_dump()
+        same = ("optimizer", "predictor", "schedule", "steps", "batch_size", "model")
+        assert any(all(t[key] == frozen[key] for key in same) for t in tried), arm
+
+
+def test_what_carries_is_the_frozen_hybrid() -> None:
+    frozen = STUDY.arms["hybrid"]
+    for name, sweep in of("carry_").items():
+        hybrids = [run for run in runs(STUDY, name, sweep) if run.predictor]
+        for run in hybrids:
+            settings = run.predictor.settings | {"precision": None}
+            assert settings == frozen.predictor.settings | {"precision": None}, "nothing but the precision may differ"
+            assert run.schedule == frozen.schedule and run.optimizer == frozen.optimizer
+        assert hybrids and {run.arm for run in runs(STUDY, name, sweep)} == {"baseline", "hybrid"}
+
+
+def test_a_setting_that_no_run_has_is_refused_by_name() -> None:
+    bad = Sweep(about="", seeds=[1], variants={"x": {"schedule.fulll": 3}})
+    with pytest.raises(ParameterError, match=r"research.cpu\.yaml: mine: x: .*schedule\.fulll"):
+        runs(STUDY, "mine", bad)
+    with pytest.raises(ParameterError, match="no setting 'gian'|has no setting gian"):
+        runs(STUDY, "mine", Sweep(about="", seeds=[1], variants={"x": {"predictor.gian": 3.0}}))
+    with pytest.raises(KeyError):
+        put({"a": {}}, ["b", "c"], 1)
+
+
+def test_a_broken_file_is_refused_with_its_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "PARAMS", tmp_path)
+    assert sweeps(STUDY) == {}, "a study without sweeps has none"
+    (tmp_path / "research").mkdir()
+    (tmp_path / "research" / "cpu.yaml").write_text("one: {about: x, seeds: []}")
+    with pytest.raises(ParameterError, match="cpu.yaml: one"):
+        sweeps(STUDY)
