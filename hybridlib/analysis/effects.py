@@ -6,7 +6,7 @@ from typing import Iterable
 import pandas as pd
 
 from hybridlib.analysis import stats
-from hybridlib.analysis.load import BASELINE, SAME
+from hybridlib.analysis.load import BASELINE, BATCH, SAME
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,14 @@ class Metric:
     column: str
     against: str  # the baseline's column
     inverse: bool = False  # a time: less is faster, so the baseline's is divided by the arm's
+    same: tuple[str, ...] = tuple(SAME)  # what must be equal for two runs to be compared
 
 
 METRICS = {
     "speedup": Metric("throughput", "×", "ratio", "nominal_tokens_per_s", "nominal_tokens_per_s"),
-    "time_to_target": Metric("time to target", "×", "ratio", "time_to_target_s", "time_to_target_s", inverse=True),
+    "time_to_target": Metric(
+        "time to target", "×", "ratio", "time_to_target_s", "time_to_target_s", inverse=True, same=tuple(BATCH)
+    ),
     "delta_loss_pct": Metric("Δloss", "%", "change", "held_out_loss", "held_out_loss"),
     "delta_perplexity_pct": Metric("Δperplexity", "%", "change", "perplexity", "perplexity"),
     "delta_train_loss_pct": Metric(
@@ -43,13 +46,13 @@ def by_seed(runs: pd.DataFrame, metric: str, arm: str, data: str, against: str =
     """
     m = METRICS[metric]
     ours, theirs = (
-        runs[(runs.arm == name) & (runs.data == data)].set_index(["seed", *SAME]).sort_index()
+        runs[(runs.arm == name) & (runs.data == data)].set_index(["seed", *m.same]).sort_index()
         for name in (arm, against)
     )
     if m.form == "rate":
-        return (1000.0 * ours[m.column] / ours[m.against]).droplevel(SAME)
+        return (1000.0 * ours[m.column] / ours[m.against]).droplevel(m.same)
     pairs = pd.concat([ours[m.column].rename("ours"), theirs[m.against].rename("theirs")], axis=1, join="inner")
-    x, reference = (pairs.dropna().droplevel(SAME)[side].astype(float) for side in ("ours", "theirs"))
+    x, reference = (pairs.dropna().droplevel(m.same)[side].astype(float) for side in ("ours", "theirs"))
     if m.form == "ratio":
         return reference / x if m.inverse else x / reference
     if m.form == "difference":

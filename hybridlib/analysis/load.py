@@ -25,7 +25,8 @@ FACTS = [
     "started_at",
     "ended_at",
 ]
-SAME = ["steps", "batch_size", "seq_len"]  # two runs are compared only if these are equal
+BATCH = ["batch_size", "seq_len"]
+SAME = ["steps", *BATCH]  # two runs are compared only if these are equal; their times to one target need BATCH alone
 SHAPE = [*SAME, "accumulation", "precision", "memory", "extend"]
 SUMMARY = [
     "nominal_steps",
@@ -150,10 +151,11 @@ def refuse_mixture(runs: pd.DataFrame) -> None:
 def with_targets(runs: pd.DataFrame, evals: pd.DataFrame) -> pd.DataFrame:
     """Adds each run's target, its same-seed baseline's final held-out loss, and the seconds until it was reached.
 
-    Infinite: not reached by the end of the run's extension. Missing: no baseline of the same shape and seed, an arm
-    that is not extended, or a run that stopped for another target before its extension ended.
+    Infinite: not reached by the end of the run's extension, or of a peer, whose learning rate ends where it ends.
+    Missing: no baseline of the same batch and seed, another arm that is not extended, or a run that stopped for another
+    target before its extension ended.
     """
-    pair = ["data", "seed", *SAME]
+    pair = ["data", "seed", *BATCH]
     targets = runs[runs.arm == BASELINE].set_index(pair).held_out_loss.to_dict()
     out = runs.copy()
     out["target_loss"] = [targets.get(tuple(key), math.nan) for key in runs[pair].itertuples(index=False)]
@@ -162,7 +164,7 @@ def with_targets(runs: pd.DataFrame, evals: pd.DataFrame) -> pd.DataFrame:
     for run in out.itertuples():
         seconds = time_to_target_s(by_run[run.arm, run.data, run.seed], run.target_loss)
         ended = run.last_step >= math.floor(run.extend * run.steps)
-        measured = run.arm == BASELINE or run.extend > 1
+        measured = run.arm == BASELINE or run.extend > 1 or run.role == "peer"
         known = measured and not math.isnan(run.target_loss) and (math.isfinite(seconds) or ended)
         times.append(seconds if known else math.nan)
     out["time_to_target_s"] = pd.Series(times, index=out.index, dtype=float)
