@@ -23,7 +23,8 @@ CHAPTERS = {
 }
 STAGES = tuple(CHAPTERS)
 MEASURING = ("functionality", "phases")  # their chapters compute on the device that training uses
-READERS = ("benchmark", "memory", "ablation", "stress", "research", "failures", "report")  # their chapters read the records of all runs
+# Their chapters read the records of all runs.
+READERS = ("benchmark", "memory", "ablation", "stress", "research", "failures", "report")
 TRAINING = "05_run"
 
 # Floating-point operations a second of two recent server cores: 0.9 and 1.1 x 10^11 were measured for GPT-2 Small and

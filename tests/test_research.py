@@ -18,7 +18,7 @@ def curve(*losses: float) -> pd.DataFrame:
 
 
 def trial(sweep: str, name: str, loss: float, real_steps: int = 15, steps: int = 40, predictor: str | None = "spectral") -> dict:
-    row = dict.fromkeys(COLUMNS, 0.0) | dict(hold_loss=math.nan, steps_worth=math.nan, delta_pct=math.nan, hold_delta_pct=math.nan)
+    row = dict.fromkeys(COLUMNS, 0.0) | dict(hold_loss=math.nan, steps_worth=math.nan, delta_pct=math.nan, hold_delta_pct=math.nan, target_ratio=math.nan)
     named = dict(sweep=sweep, trial=name, about="", seed=1, predictor=predictor, parameters={})
     return row | named | dict(steps=steps, real_steps=real_steps, held_out_loss=loss, speedup=2.0)
 
@@ -34,10 +34,19 @@ def test_a_trial_against_its_sweeps_baseline() -> None:
     assert math.isnan(found.delta_pct["baseline"])
 
 
-def test_a_baseline_that_is_not_finished_gives_hold_but_no_change() -> None:
+def test_a_shorter_baseline_gives_hold_but_no_change() -> None:
     evals = {("carry_x", "baseline", 1): curve(5.0, 4.0)}
     found = with_baselines(pd.DataFrame([trial("carry_x", "hybrid", 3.9)]), evals).iloc[0]
     assert found.hold_loss == 4.5 and math.isnan(found.delta_pct)
+
+
+def test_time_to_the_baselines_loss_counts_what_was_computed() -> None:
+    """The baseline ends at 2.5 after 40 steps; the trial has that at its 15th real step of 20, which cost 22."""
+    own = curve(5.0, 2.4, 2.3).assign(real_steps=[5, 15, 20])
+    evals = {("over_x", "baseline", 1): curve(5.0, 4.0, 3.0, 2.5), ("over_x", "60", 1): own}
+    row = trial("over_x", "60", 2.3, real_steps=20, steps=60) | dict(equivalents=22.0)
+    found = with_baselines(pd.DataFrame([row]), evals).iloc[0]
+    assert found.target_ratio == pytest.approx(40 / (22 * 15 / 20)) and math.isnan(found.delta_pct)
 
 
 def test_ablations_are_held_to_the_reference_and_other_settings_are_not() -> None:

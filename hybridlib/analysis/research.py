@@ -14,7 +14,7 @@ from hybridlib.sweeps import runs, sweeps
 
 COLUMNS = [
     "sweep", "trial", "about", "seed", "predictor", "steps", "real_steps", "predicted_share", "held_out_loss", "hold_loss",
-    "steps_worth", "delta_pct", "hold_delta_pct", "train_s", "speedup", "divergences", "jumps_rejected", "parameters",
+    "steps_worth", "delta_pct", "hold_delta_pct", "target_ratio", "train_s", "equivalents", "speedup", "divergences", "jumps_rejected", "parameters",
 ]  # fmt: skip
 REFERENCE = "ablation_reference"
 
@@ -25,7 +25,8 @@ class Research:
 
     Ratios are against the same seed's `baseline` of the sweep, or of the reference sweep where that has none. `hold_loss`
     is the baseline's at as many real steps, which is what `hold` has, bit for bit; `steps_worth` the baseline's steps for
-    the trial's loss, missing where the baseline never gets there.
+    the trial's loss, missing where the baseline never gets there. `equivalents` counts the trial's steps as real ones, a
+    jump at what it took; `target_ratio` is the baseline's steps over the equivalents until the trial has its final loss.
     """
 
     trials: pd.DataFrame
@@ -57,7 +58,7 @@ def read(study: Study) -> Research:
                 dict(sweep=name, trial=run.arm, about=sweep.about, seed=run.seed)
                 | dict(predictor=run.predictor.name if run.predictor else None, steps=run.steps, real_steps=real)
                 | dict(predicted_share=summary["phase_share"]["predict"], held_out_loss=summary["held_out_loss"])
-                | dict(train_s=summary["train_s"], speedup=run.steps / equivalents)
+                | dict(train_s=summary["train_s"], equivalents=equivalents, speedup=run.steps / equivalents)
                 | {k: summary[k] for k in ("divergences", "jumps_rejected")}
                 | dict(parameters=facts["parameters"], code=facts["code"]["training_sha256"], data=run.data, arm=run.arm)
                 | {k: facts[k] for k in ("device", "corpus_sha256", "predictor_sha256")}
@@ -77,14 +78,18 @@ def with_baselines(trials: pd.DataFrame, evals: dict[tuple, pd.DataFrame]) -> pd
             baseline = evals.get((REFERENCE, "baseline", row.seed))
         if baseline is None or row.trial == "baseline":
             continue
-        final = baseline.held_out_loss.iloc[-1] if baseline.step.iloc[-1] >= row.steps else np.nan
+        target, last = baseline.held_out_loss.iloc[-1], baseline.step.iloc[-1]
+        final = target if last == row.steps else np.nan
         hold = np.interp(row.real_steps, baseline.real_steps, baseline.held_out_loss, right=np.nan)
         reached = baseline[baseline.held_out_loss <= row.held_out_loss]
         out.loc[at, "hold_loss"] = hold
         out.loc[at, "delta_pct"] = 100 * (row.held_out_loss / final - 1)
         out.loc[at, "hold_delta_pct"] = 100 * (hold / final - 1)
+        there = own[own.held_out_loss <= target] if (own := evals.get((row.sweep, row.trial, row.seed))) is not None else ()
+        if len(there):
+            out.loc[at, "target_ratio"] = last / (row.equivalents * there.real_steps.iloc[0] / row.real_steps)
         out.loc[at, "steps_worth"] = reached.real_steps.iloc[0] if len(reached) else np.nan
-    numbers = ["hold_loss", "steps_worth", "delta_pct", "hold_delta_pct"]
+    numbers = ["hold_loss", "steps_worth", "delta_pct", "hold_delta_pct", "target_ratio"]
     return out.astype(dict.fromkeys(numbers, float))
 
 

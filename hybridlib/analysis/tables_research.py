@@ -58,6 +58,24 @@ def hybrids(research: Research) -> pd.DataFrame:
     return found[found.trial != "baseline"]
 
 
+def over_tuned(research: Research) -> pd.DataFrame:
+    """The hybrid over a tuned and decayed Adam, at several numbers of nominal steps, against that Adam."""
+    found = research.of("over_")
+    rows = [
+        {
+            "nominal steps": row.steps,
+            "seed": row.seed,
+            "real steps": row.real_steps,
+            "loss": fixed(row.held_out_loss, 3),
+            "time to the tuned Adam's loss": "not reached" if math.isnan(row.target_ratio) else with_unit(row.target_ratio, "×"),
+            "worth of its steps": "more than all" if math.isnan(row.steps_worth) else int(row.steps_worth),
+        }
+        for row in found[found.trial != "baseline"].itertuples()
+    ]
+    columns = ["nominal steps", "seed", "real steps", "loss", "time to the tuned Adam's loss", "worth of its steps"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def ablated(research: Research) -> pd.DataFrame:
     """One row a changed setting, in the order of the file: its loss, and its distance from the frozen settings in %."""
     found = research.of("ablation_")

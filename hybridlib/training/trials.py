@@ -7,6 +7,7 @@ beside one another.
 import argparse
 import ctypes
 import multiprocessing
+import os
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,10 +22,12 @@ from hybridlib.training.experiment import train
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-def train_trial(run: Run) -> None:
+def train_trial(run: Run, parent: int) -> None:
     """Trains one trial, in a process of its own, which ends with the process that started it, however that ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before this one could ask to be told
+            return
     train(run, "cpu")
 
 
@@ -58,7 +61,7 @@ def train_side_by_side(todo: list[Run], workers: int) -> int:
     """Trains the runs, `workers` at a time, each in a fresh process; says which failed, and returns how many."""
     failed, context = 0, multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(train_trial, run): run for run in todo}
+        waiting = {pool.submit(train_trial, run, os.getpid()): run for run in todo}
         for done in tqdm(as_completed(waiting), total=len(todo), unit="trial", disable=None):
             if error := done.exception():
                 failed += 1

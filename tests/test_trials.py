@@ -1,0 +1,55 @@
+"""Trials trained side by side: all of them, once, and none that outlives the command."""
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hybridlib import progress, sweeps
+from hybridlib.training import trials
+
+STUDY = dict(
+    study="tiny",
+    model=dict(preset="nano", n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=32),
+    sources=dict(text=dict(kind="markov", successors=2)),
+    steps=40, batch_size=4, seq_len=8, eval_batches=1, seeds=[1], pilot_seeds=[9],
+)  # fmt: skip
+SWEEP = dict(about="two gains", seeds=[9], grid={"predictor.gain": [0.5, 1.0]})
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "research").mkdir()
+    (tmp_path / "research" / "tiny.yaml").write_text(yaml.safe_dump({"gains": SWEEP}))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(STUDY))
+    monkeypatch.setattr(sweeps, "PARAMS", tmp_path)
+    monkeypatch.setattr(progress, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setenv("HYBRIDLIB_OUTPUTS", str(tmp_path / "outputs"))
+    return tmp_path
+
+
+def test_every_trial_is_trained_and_none_twice(tiny: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["--study", str(tiny / "tiny.yaml"), "--workers", "2"]
+    assert trials.main(command) == 0
+    records = sorted((tiny / "outputs/tiny/research/gains/runs").glob("*/run.json"))
+    gains = [json.loads(path.read_text())["parameters"]["predictor"]["gain"] for path in records]
+    assert gains == [0.5, 1.0] and "2 trials, 2 to train" in capsys.readouterr().out
+    assert trials.main([*command, "--dry-run"]) == 0
+    assert "2 trials, 0 to train" in capsys.readouterr().out
+
+
+def test_an_unknown_sweep_is_refused_with_the_names_that_there_are(tiny: Path, capsys: pytest.CaptureFixture) -> None:
+    assert trials.main(["--study", str(tiny / "tiny.yaml"), "--sweeps", "gain"]) == 2
+    assert "no sweep 'gain'; there are gains" in capsys.readouterr().err
+
+
+def test_a_trial_whose_parent_is_gone_does_not_start(tiny: Path) -> None:
+    study = trials.load_study(str(tiny / "tiny.yaml"))
+    run = sweeps.runs(study, "gains", sweeps.sweeps(study)["gains"])[0]
+    orphan = multiprocessing.get_context("spawn").Process(target=trials.train_trial, args=(run, -1))
+    orphan.start()
+    orphan.join()
+    assert orphan.exitcode == 0
+    assert progress.state(run) == "missing"
