@@ -27,7 +27,7 @@ TINY = dict(
     study="tiny",
     model=dict(preset="nano", n_layer=1, n_head=2, n_embd=32, block_size=32, vocab_size=257),
     sources=dict(markov=dict(kind="markov"), text=dict(kind="text", tokenizer_vocab=257, paths=["no such file"])),
-    steps=2000,
+    steps=4000,
     batch_size=2,
     seq_len=16,
     eval_every=500,
