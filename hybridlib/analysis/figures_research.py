@@ -12,14 +12,15 @@ BRIEF = dict(speedup=1.5, delta_pct=2.0)  # the brief's box: at least so fast, a
 @drawn
 def tuning(trials: pd.DataFrame) -> alt.TopLevelMixin:
     """Held-out loss of every trial of tuning, one row an arm, the best filled."""
-    shown = trials.assign(best=trials.held_out_loss == trials.groupby("sweep").held_out_loss.transform("min"))
+    shown = trials[["sweep", "trial", "held_out_loss"]]
     arms = in_order(shown, "sweep")
-    base = alt.Chart(small(shown[["sweep", "trial", "held_out_loss", "best"]], 5))
+    first = shown[shown.held_out_loss == shown.groupby("sweep").held_out_loss.transform("min")]
+    base = alt.Chart(small(shown, 5))
     x = alt.X("held_out_loss:Q", title="held-out loss (nats a token)", scale=alt.Scale(zero=False, padding=10))
     y = alt.Y("sweep:N", title=None, sort=arms)
     paint = colour("sweep", arms, legend=False)
     every = base.mark_point(size=36, strokeWidth=1.2).encode(x=x, y=y, color=paint, tooltip=["trial", "held_out_loss"])
-    best = base.transform_filter("datum.best == 'true' || datum.best == true").mark_point(filled=True, size=70, opacity=1)
+    best = alt.Chart(small(first, 5)).mark_point(filled=True, size=70, opacity=1)
     return (every + best.encode(x=x, y=y, color=paint)).properties(width=WIDTH - 80, height=ROW_PX * 1.4 * len(arms))
 
 

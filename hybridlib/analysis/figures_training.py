@@ -85,7 +85,7 @@ def predictor_errors(errors: pd.DataFrame) -> alt.TopLevelMixin:
         x=alt.X("horizon_steps:Q", title="horizon (nominal steps)", scale=alt.Scale(type="log", nice=False)),
         color=colour("predictor", names),
     )
-    ratio = alt.Y("error_ratio:Q", title="distance to the true weights ÷ hold's", scale=alt.Scale(zero=False))
+    ratio = alt.Y("error_ratio:Q", title="distance to the true weights ÷ hold's", scale=alt.Scale(type="log", nice=False))
     mean = alt.Y("mean(error_ratio):Q")
     hold = alt.Chart(pd.DataFrame({"hold": [1.0]})).mark_rule(strokeDash=[5, 4], color=GREY).encode(y="hold:Q")
     return alt.layer(hold, base.mark_line(strokeWidth=2).encode(y=mean), base.mark_point(size=22).encode(y=ratio))

@@ -4,11 +4,13 @@ Values of one arm and of the baseline at the same seed share initial weights and
 their ratios or differences, one a seed.
 """
 
+import warnings
 from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 import pingouin as pg
 from scipy import stats
+from scipy.integrate import IntegrationWarning
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.rates import confint_poisson
 from statsmodels.stats.weightstats import DescrStatsW
@@ -85,7 +87,14 @@ def _one_sided(differences: Sequence[float], null: float, alternative: str) -> f
     if np.ptp(x) == 0:
         beyond = x[0] < null if alternative == "less" else x[0] > null
         return 0.0 if beyond else 1.0
-    return float(pg.ttest(x, null, alternative=alternative)["p_val"].iloc[0])
+    return _t_test_p(x, null, alternative=alternative)
+
+
+def _t_test_p(*samples, **settings) -> float:
+    """Pingouin's t-test also integrates a Bayes factor, which is not used here and warns for very small p."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IntegrationWarning)
+        return float(pg.ttest(*samples, **settings)["p_val"].iloc[0])
 
 
 def welch_p(a: Sequence[float], b: Sequence[float]) -> float:
@@ -93,7 +102,7 @@ def welch_p(a: Sequence[float], b: Sequence[float]) -> float:
     a, b = np.asarray(a, float), np.asarray(b, float)
     if min(len(a), len(b)) < 2 or not np.isfinite([*a, *b]).all() or np.ptp(a) == np.ptp(b) == 0:
         return np.nan
-    return float(pg.ttest(a, b, correction=True)["p_val"].iloc[0])
+    return _t_test_p(a, b, correction=True)
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
