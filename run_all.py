@@ -112,7 +112,7 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
     if args.force:
         for job in jobs:
             execute.forget(job, study)
-    if args.full and "research" in (args.only or STAGES) and not args.dry_run:
+    if args.full and "research" in (args.only or STAGES):
         train_sweeps(args.study)
     try:
         for at, job in enumerate(jobs, start=1):

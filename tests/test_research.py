@@ -18,7 +18,8 @@ def curve(*losses: float) -> pd.DataFrame:
 
 
 def trial(sweep: str, name: str, loss: float, real_steps: int = 15, steps: int = 40, predictor: str | None = "spectral") -> dict:
-    row = dict.fromkeys(COLUMNS, 0.0) | dict(hold_loss=math.nan, steps_worth=math.nan, delta_pct=math.nan, hold_delta_pct=math.nan, target_ratio=math.nan)
+    ratios = ("hold_loss", "steps_worth", "delta_pct", "hold_delta_pct", "target_ratio")  # unknown until there is a baseline
+    row = dict.fromkeys(COLUMNS, 0.0) | dict.fromkeys(ratios, math.nan)
     named = dict(sweep=sweep, trial=name, about="", seed=1, predictor=predictor, parameters={})
     return row | named | dict(steps=steps, real_steps=real_steps, held_out_loss=loss, speedup=2.0)
 
