@@ -197,10 +197,11 @@ def test_nesterov_is_the_published_recursion() -> None:
 
 
 @pytest.mark.parametrize("embeddings", [True, False])
-def test_spectral_moves_vectors_as_nesterov_does_and_embeddings_if_asked(embeddings: bool) -> None:
+def test_spectral_moves_vectors_as_nesterov_does_with_a_gain_of_their_own_and_embeddings_if_asked(embeddings: bool) -> None:
     results = []
-    for name, options in (("nesterov", {}), ("spectral", dict(embeddings=embeddings))):
-        weights, predictor = some_weights(), make_predictor(name, gain=0.9, momentum=0.5, **options)
+    own = dict(gain=2.0, vector_gain=0.9, embeddings=embeddings)
+    for name, options in (("nesterov", dict(gain=0.9)), ("spectral", own)):
+        weights, predictor = some_weights(), make_predictor(name, momentum=0.5, **options)
         walk(predictor, weights, 3)
         predictor.predict(weights, horizon=4, progress=0.5)
         results.append(dict(weights))

@@ -1,9 +1,12 @@
 from itertools import groupby
+from typing import Iterator
 
 import torch
 from torch import Tensor
 
 from hybridlib.training.predictors.base import Predictor, Weights
+
+BATCH_ELEMENTS = 1 << 20  # small matrices share a call; a large one fills the machine, and the memory of a jump, alone
 
 
 class Nesterov(Predictor):
@@ -29,13 +32,11 @@ class Nesterov(Predictor):
     @torch.no_grad()
     def predict(self, weights: Weights, horizon: int, progress: float) -> None:
         faded = self.fade * min(max((progress - self.fade_from) / (1 - self.fade_from), 0.0), 1.0)
-        by_shape = sorted(weights, key=lambda named: tuple(named[1].shape))
-        for _, group in groupby(by_shape, key=lambda named: named[1].shape):
-            group = list(group)
+        for group in of_equal_shape(weights):
             ahead = [self._look_ahead(name, weight) for name, weight in group]
             for (name, weight), jump in zip(group, self.directions(group, ahead)):
                 anchor = self.store.get(f"anchor.{name}", weight.device)
-                weight.copy_(anchor.add_(jump, alpha=self.gain * (1 - faded)))
+                weight.copy_(anchor.add_(jump, alpha=self.gain_of(name, weight) * (1 - faded)))
                 self.store.put(f"anchor.{name}", weight)
 
     def _look_ahead(self, name: str, weight: Tensor) -> Tensor:
@@ -45,6 +46,18 @@ class Nesterov(Predictor):
         self.store.put(f"momentum.{name}", momentum)
         return displacement.add_(momentum, alpha=self.momentum)
 
+    def gain_of(self, name: str, weight: Tensor) -> float:
+        """How many times the direction a parameter's jump is, before it fades; here the same for all."""
+        return self.gain
+
     def directions(self, group: Weights, ahead: list[Tensor]) -> list[Tensor]:
         """The jump's direction for parameters of equal shape; here the look-ahead as it is."""
         return ahead
+
+
+def of_equal_shape(weights: Weights) -> Iterator[Weights]:
+    """All parameters, in batches of equal shape and of at most `BATCH_ELEMENTS`, or of one."""
+    by_shape = sorted(weights, key=lambda named: tuple(named[1].shape))
+    for shape, group in groupby(by_shape, key=lambda named: named[1].shape):
+        together, size = list(group), max(BATCH_ELEMENTS // shape.numel(), 1)
+        yield from (together[at : at + size] for at in range(0, len(together), size))

@@ -14,7 +14,9 @@ class Spectral(Nesterov):
     The singular directions that training moves little are moved as far as those that it moves most, by the mean of what
     it moves them: the jump is the look-ahead's projection on its own flattened form, so it sizes itself. A look-ahead
     along few directions gives a short jump, where keeping the Frobenius norm would blow up all the others. So it is with
-    the table of token embeddings, if `embeddings`: a row that did not move stays. Vectors follow plain outer Nesterov.
+    the table of token embeddings, if `embeddings`: a row that did not move stays. All else, vectors and positions,
+    follows plain outer Nesterov with a gain of its own, `vector_gain`: without a flat spectrum the look-ahead keeps its
+    length, and the gain that suits matrices would overshoot.
     """
 
     def __init__(
@@ -26,8 +28,10 @@ class Spectral(Nesterov):
         iterations: int = 5,
         precision: str = "fp32",
         embeddings: bool = True,
+        vector_gain: float = 0.7,
     ) -> None:
         super().__init__(gain, momentum, fade, fade_from)
+        self.vector_gain = vector_gain
         self.iterations, self.dtype = iterations, {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
         self.embeddings = embeddings
 
@@ -39,6 +43,9 @@ class Spectral(Nesterov):
                 ahead[i] = flat
         return ahead
 
+    def gain_of(self, name: str, weight: Tensor) -> float:
+        return self.gain if self.flattens(name, weight) else self.vector_gain
+
     def flattens(self, name: str, weight: Tensor) -> bool:
         return is_matrix(name, weight) or (self.embeddings and is_embedding(name, weight))
 
@@ -48,8 +55,8 @@ def flatten_spectrum(matrices: Tensor, iterations: int, dtype: torch.dtype = tor
 
     The flat matrix U is scaled to the projection of D on it, <D, U> / <U, U>: with all of U's singular values equal that is
     D's nuclear norm over its rank, the length of the steepest descent in the spectral norm (Bernstein and Newhouse 2024,
-    "Old optimizer, new norm", proposition 5). Newton-Schulz iteration in `dtype` with Muon's quintic coefficients (Jordan et al. 2024, "Muon", algorithm 2), whose
-    values end between about 0.7 and 1.2 of one another.
+    "Old optimizer, new norm", proposition 5). Newton-Schulz iteration in `dtype` with Muon's quintic coefficients (Jordan
+    et al. 2024, "Muon", algorithm 2), whose values end between about 0.7 and 1.2 of one another.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     tiny = torch.finfo(torch.float32).tiny
@@ -57,19 +64,25 @@ def flatten_spectrum(matrices: Tensor, iterations: int, dtype: torch.dtype = tor
     u = (wide / wide.norm(dim=(-2, -1), keepdim=True).clamp_min(tiny)).to(dtype)
     u = newton_schulz(u, iterations) if dtype is torch.bfloat16 else newton_schulz_by_gram(u, iterations)
     u = u.float()
-    u = u * ((wide * u).sum((-2, -1), keepdim=True) / u.square().sum((-2, -1), keepdim=True).clamp_min(tiny))
+    length = (wide * u).sum((-2, -1), keepdim=True) / u.norm(dim=(-2, -1), keepdim=True).square().clamp_min(tiny)
+    u = u * length
     return (u.mT if tall else u).to(matrices.dtype)
 
 
 def newton_schulz(u: Tensor, iterations: int) -> Tensor:
     """(n, rows, columns) with rows <= columns and norms <= 1: each step takes every singular value s to a s + b s^3 + c s^5.
 
-    It forgives bfloat16's rounding, so it is the faster form where that has a unit of its own and matrices are large.
+    It forgives bfloat16's rounding, so it is the faster form where that has a unit of its own and matrices are large;
+    one matrix after the other, because the product of a batch copies what it is given.
     """
+    return torch.stack([_newton_schulz(matrix, iterations) for matrix in u])
+
+
+def _newton_schulz(u: Tensor, iterations: int) -> Tensor:
     a, b, c = COEFFICIENTS
     for _ in range(iterations):
-        gram = u @ u.mT
-        u = a * u + (b * gram + c * gram @ gram) @ u
+        gram = u @ u.T
+        u = torch.addmm(u, torch.addmm(gram, gram, gram, beta=b, alpha=c), u, beta=a)
     return u
 
 
