@@ -8,7 +8,7 @@ import pytest
 
 from hybridlib.analysis import peers, tables_research
 from hybridlib.analysis.load import read
-from hybridlib.analysis.research import COLUMNS, REFERENCE, Research, with_baselines
+from hybridlib.analysis.research import COLUMNS, RATIOS, REFERENCE, Research, with_baselines
 
 
 def curve(*losses: float) -> pd.DataFrame:
@@ -18,9 +18,8 @@ def curve(*losses: float) -> pd.DataFrame:
 
 
 def trial(sweep: str, name: str, loss: float, real_steps: int = 15, steps: int = 40, predictor: str | None = "spectral") -> dict:
-    ratios = ("hold_loss", "steps_worth", "delta_pct", "hold_delta_pct", "target_ratio")  # unknown until there is a baseline
-    row = dict.fromkeys(COLUMNS, 0.0) | dict.fromkeys(ratios, math.nan)
-    named = dict(sweep=sweep, trial=name, about="", seed=1, predictor=predictor, parameters={})
+    row = dict.fromkeys(COLUMNS, 0.0) | dict.fromkeys(RATIOS, math.nan)  # unknown until there is a baseline
+    named = dict(sweep=sweep, trial=name, about="", seed=1, predictor=predictor)
     return row | named | dict(steps=steps, real_steps=real_steps, held_out_loss=loss, speedup=2.0)
 
 
@@ -68,7 +67,7 @@ def research() -> Research:
         trial("tuning_hybrid", "gain=1,momentum=0.5", 2.2),
         trial("tuning_hybrid", "gain=2,momentum=0.5", 2.1),
     ]
-    return Research(with_baselines(pd.DataFrame(rows), evals), pd.DataFrame(), [])
+    return Research(with_baselines(pd.DataFrame(rows), evals), [])
 
 
 def test_failures_are_what_ends_behind_the_frozen_settings_the_worst_first() -> None:

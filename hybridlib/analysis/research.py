@@ -14,14 +14,16 @@ from hybridlib.sweeps import runs, sweeps
 
 COLUMNS = [
     "sweep", "trial", "about", "seed", "predictor", "steps", "real_steps", "predicted_share", "held_out_loss", "hold_loss",
-    "steps_worth", "delta_pct", "hold_delta_pct", "target_ratio", "train_s", "equivalents", "speedup", "divergences", "jumps_rejected", "parameters",
+    "steps_worth", "delta_pct", "hold_delta_pct", "target_ratio", "train_s", "equivalents", "speedup", "divergences",
+    "jumps_rejected",
 ]  # fmt: skip
+RATIOS = ["hold_loss", "steps_worth", "delta_pct", "hold_delta_pct", "target_ratio"]
 REFERENCE = "ablation_reference"
 
 
 @dataclass(frozen=True)
 class Research:
-    """`trials` has one row a complete trial (COLUMNS), `evals` its held-out losses; `missing` names the others.
+    """`trials` has one row a complete trial (COLUMNS); `missing` names the others.
 
     Ratios are against the same seed's `baseline` of the sweep, or of the reference sweep where that has none. `hold_loss`
     is the baseline's at as many real steps, which is what `hold` has, bit for bit; `steps_worth` the baseline's steps for
@@ -30,13 +32,17 @@ class Research:
     """
 
     trials: pd.DataFrame
-    evals: pd.DataFrame
     missing: list[str]
 
     def of(self, prefix: str) -> pd.DataFrame:
         """The trials of all sweeps whose names begin so, which the rest of the name then tells apart."""
         mine = self.trials[self.trials.sweep.str.startswith(prefix)]
         return mine.assign(sweep=mine.sweep.str.removeprefix(prefix))
+
+    def predicted(self, prefix: str) -> pd.DataFrame:
+        """The same without plain training."""
+        mine = self.of(prefix)
+        return mine[mine.predictor.notna()]
 
 
 def read(study: Study) -> Research:
@@ -50,8 +56,7 @@ def read(study: Study) -> Research:
                 missing.append(f"{name}: {run.id}")
                 continue
             summary = facts["summary"]
-            key = (name, run.arm, run.seed)
-            evals[key] = folder.evals()
+            evals[name, run.arm, run.seed] = folder.evals()
             real = summary["real_steps"]
             equivalents = real + summary["predict_s"] / summary["real_step_median_s"]
             rows.append(
@@ -60,41 +65,38 @@ def read(study: Study) -> Research:
                 | dict(predicted_share=summary["phase_share"]["predict"], held_out_loss=summary["held_out_loss"])
                 | dict(train_s=summary["train_s"], equivalents=equivalents, speedup=run.steps / equivalents)
                 | {k: summary[k] for k in ("divergences", "jumps_rejected")}
-                | dict(parameters=facts["parameters"], code=facts["code"]["training_sha256"], data=run.data, arm=run.arm)
+                | dict(training_sha256=facts["code"]["training_sha256"], data=name, arm=str(run.predictor and run.predictor.name))
                 | {k: facts[k] for k in ("device", "corpus_sha256", "predictor_sha256")}
             )
-    trials = pd.DataFrame(rows, columns=[*COLUMNS, "code", "data", "arm", "device", "corpus_sha256", "predictor_sha256"])
-    one_code = trials.assign(training_sha256=trials.code, data=trials.sweep, arm=trials.predictor.fillna("none"))
-    refuse_mixture(one_code)
-    return Research(with_baselines(trials[COLUMNS], evals), stacked(evals), missing)
+    made = ["training_sha256", "device", "predictor_sha256", "corpus_sha256"]
+    trials = pd.DataFrame(rows, columns=[*COLUMNS, "arm", "data", *made])
+    refuse_mixture(trials)  # a predictor stands for the arm, a sweep for the data
+    return Research(with_baselines(trials[COLUMNS], evals), missing)
 
 
 def with_baselines(trials: pd.DataFrame, evals: dict[tuple, pd.DataFrame]) -> pd.DataFrame:
-    """Adds each trial's ratios to its baseline; missing where that is not there, or is the trial itself."""
-    out = trials.copy()
-    for at, row in out.iterrows():
+    """Adds each trial's RATIOS to its baseline; missing where that is not there, or is the trial itself.
+
+    `evals` has the held-out losses of a sweep's trial and seed.
+    """
+    rows = []
+    for row in trials.itertuples():
         baseline = evals.get((row.sweep, "baseline", row.seed))
         if baseline is None and not row.sweep.startswith("carry"):
             baseline = evals.get((REFERENCE, "baseline", row.seed))
-        if baseline is None or row.trial == "baseline":
-            continue
-        target, last = baseline.held_out_loss.iloc[-1], baseline.step.iloc[-1]
-        final = target if last == row.steps else np.nan
-        hold = np.interp(row.real_steps, baseline.real_steps, baseline.held_out_loss, right=np.nan)
-        reached = baseline[baseline.held_out_loss <= row.held_out_loss]
-        out.loc[at, "hold_loss"] = hold
-        out.loc[at, "delta_pct"] = 100 * (row.held_out_loss / final - 1)
-        out.loc[at, "hold_delta_pct"] = 100 * (hold / final - 1)
-        there = own[own.held_out_loss <= target] if (own := evals.get((row.sweep, row.trial, row.seed))) is not None else ()
-        if len(there):
-            out.loc[at, "target_ratio"] = last / (row.equivalents * there.real_steps.iloc[0] / row.real_steps)
-        out.loc[at, "steps_worth"] = reached.real_steps.iloc[0] if len(reached) else np.nan
-    numbers = ["hold_loss", "steps_worth", "delta_pct", "hold_delta_pct", "target_ratio"]
-    return out.astype(dict.fromkeys(numbers, float))
+        known = baseline is not None and row.trial != "baseline"
+        rows.append(ratios(row, baseline, evals.get((row.sweep, row.trial, row.seed))) if known else {})
+    return trials.assign(**pd.DataFrame(rows, columns=RATIOS, index=trials.index, dtype=float))
 
 
-def stacked(evals: dict[tuple, pd.DataFrame]) -> pd.DataFrame:
-    """All held-out losses with their sweep, trial and seed."""
-    names = ["sweep", "trial", "seed"]
-    frames = [frame.assign(**dict(zip(names, key))) for key, frame in evals.items()]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*names, "step", "held_out_loss"])
+def ratios(trial: Any, baseline: pd.DataFrame, own: pd.DataFrame | None) -> dict[str, float]:
+    """A trial's RATIOS from the baseline's held-out losses and its own."""
+    target, last = baseline.held_out_loss.iloc[-1], baseline.step.iloc[-1]
+    final = target if last == trial.steps else np.nan
+    hold = np.interp(trial.real_steps, baseline.real_steps, baseline.held_out_loss, right=np.nan)
+    out = dict(hold_loss=hold, hold_delta_pct=100 * (hold / final - 1), delta_pct=100 * (trial.held_out_loss / final - 1))
+    if len(reached := baseline[baseline.held_out_loss <= trial.held_out_loss]):
+        out["steps_worth"] = reached.real_steps.iloc[0]
+    if own is not None and len(there := own[own.held_out_loss <= target]):
+        out["target_ratio"] = last / (trial.equivalents * there.real_steps.iloc[0] / trial.real_steps)
+    return out

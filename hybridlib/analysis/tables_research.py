@@ -34,7 +34,7 @@ def tuned(research: Research) -> pd.DataFrame:
 def carried(research: Research) -> pd.DataFrame:
     """One row a setting and seed: the change of loss against the baseline at its last step, beside hold's."""
     rows = []
-    for row in hybrids(research).itertuples():
+    for row in research.predicted("carry_").itertuples():
         rows.append(
             {
                 "setting": TITLES.get(row.sweep, row.sweep),
@@ -42,25 +42,20 @@ def carried(research: Research) -> pd.DataFrame:
                 "steps": row.steps,
                 "real steps": row.real_steps,
                 "loss": fixed(row.held_out_loss, 3),
+                "hold's loss": fixed(row.hold_loss, 3),
                 "Δ (%)": with_unit(row.delta_pct, "", sign=True),
                 "hold's Δ (%)": with_unit(row.hold_delta_pct, "", sign=True),
                 "worth of computed steps": "more than all" if math.isnan(row.steps_worth) else int(row.steps_worth),
             }
         )
     return pd.DataFrame(
-        rows, columns=["setting", "seed", "steps", "real steps", "loss", "Δ (%)", "hold's Δ (%)", "worth of computed steps"]
+        rows,
+        columns=["setting", "seed", "steps", "real steps", "loss", "hold's loss", "Δ (%)", "hold's Δ (%)", "worth of computed steps"],
     )
-
-
-def hybrids(research: Research) -> pd.DataFrame:
-    """The trials of what carries, baselines left out."""
-    found = research.of("carry_")
-    return found[found.trial != "baseline"]
 
 
 def over_tuned(research: Research) -> pd.DataFrame:
     """The hybrid over a tuned and decayed Adam, at several numbers of nominal steps, against that Adam."""
-    found = research.of("over_")
     rows = [
         {
             "nominal steps": row.steps,
@@ -70,7 +65,7 @@ def over_tuned(research: Research) -> pd.DataFrame:
             "time to the tuned Adam's loss": "not reached" if math.isnan(row.target_ratio) else with_unit(row.target_ratio, "×"),
             "worth of its steps": "more than all" if math.isnan(row.steps_worth) else int(row.steps_worth),
         }
-        for row in found[found.trial != "baseline"].itertuples()
+        for row in research.predicted("over_").itertuples()
     ]
     columns = ["nominal steps", "seed", "real steps", "loss", "time to the tuned Adam's loss", "worth of its steps"]
     return pd.DataFrame(rows, columns=columns)
@@ -104,8 +99,8 @@ def reference(research: Research, trial: str) -> float:
 def failed(research: Research, worse_pct: float = 0.5) -> pd.DataFrame:
     """What did not work: every trial on the study's text that ends more than `worse_pct` above the frozen settings."""
     frozen = reference(research, "frozen")
-    parts = [research.of("ablation_").assign(of="ablation"), research.of("tradeoff_").assign(of="predictor")]
-    every = pd.concat([part[(part.trial != "baseline") & part.predictor.notna()] for part in parts])
+    kinds = {"ablation_": "ablation", "tradeoff_": "predictor"}
+    every = pd.concat([research.predicted(prefix).assign(of=kind) for prefix, kind in kinds.items()])
     every = every.assign(behind_pct=100 * (every.held_out_loss / frozen - 1))
     comparable = (every.of == "ablation") | (every.trial == "0.6")
     worse = every[comparable & (every.behind_pct > worse_pct)].sort_values("behind_pct", ascending=False)
