@@ -112,9 +112,9 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
     if args.force:
         for job in jobs:
             execute.forget(job, study)
-    if args.full and "research" in (args.only or STAGES):
-        train_sweeps(args.study)
     try:
+        if args.full and "research" in (args.only or STAGES) and train_sweeps(args.study):
+            console.print("[red]Some trials failed; the chapter of research names what is missing.[/]")
         for at, job in enumerate(jobs, start=1):
             if job.extends and not pipeline.went_well(job.run.id):
                 continue
@@ -129,9 +129,9 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
     return conclude(jobs, pipeline, time.monotonic() - started)
 
 
-def train_sweeps(study: str) -> None:
-    """The sweeps around the study, in processes of their own; what is missing after that, the report names."""
-    subprocess.run([sys.executable, "-m", "hybridlib.training.trials", "--study", study])
+def train_sweeps(study: str) -> int:
+    """The sweeps around the study, in processes of their own; their exit status."""
+    return subprocess.run([sys.executable, "-m", "hybridlib.training.trials", "--study", study]).returncode
 
 
 def attempt(job: Job, label: str, pipeline: Pipeline) -> bool:
