@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hybridlib.config import predictor_settings
-from hybridlib.training.predictors import make_predictor
+from hybridlib.training.predictors import make_predictor, nesterov
 from hybridlib.training.predictors.base import Predictor, Weights, is_matrix
 from hybridlib.training.predictors.spectral import flatten_spectrum, newton_schulz, newton_schulz_by_gram
 
@@ -208,6 +208,18 @@ def test_spectral_moves_vectors_as_nesterov_does_with_a_gain_of_their_own_and_em
     for name, weight in results[0].items():
         flattened = is_matrix(name, weight) or (embeddings and name == "wte.weight")
         assert torch.equal(weight, results[1][name]) is not flattened
+
+
+def test_a_jump_does_not_depend_on_how_many_matrices_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for elements in (1, nesterov.BATCH_ELEMENTS):
+        monkeypatch.setattr(nesterov, "BATCH_ELEMENTS", elements)
+        weights, predictor = some_weights(), make_predictor("spectral")
+        walk(predictor, weights, 3)
+        predictor.predict(weights, horizon=4, progress=0.5)
+        results.append(values(weights))
+    for alone, together in zip(*results):
+        torch.testing.assert_close(alone, together)
 
 
 def test_rows_of_the_embedding_that_did_not_move_stay() -> None:
