@@ -7,6 +7,7 @@ trained again. Exit status: 0 if every job of the plan is complete, 1 if not, 2 
 
 import argparse
 import json
+import logging
 import os
 import re
 import signal
@@ -123,6 +124,7 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
                     console.print("Stopped at the first failure; --keep-going goes on with the other jobs.")
                     break
     except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the cell that was cut off would report its kernel's death
         pipeline.write()
         console.print("Stopped. The same command goes on from here.")
         return 130
