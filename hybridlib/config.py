@@ -149,6 +149,7 @@ class Arm(Strict):
     accumulation: int = Field(default=1, ge=1)
     memory: Literal["keep", "offload"] = "keep"
     moments: Literal["keep", "decay", "reset"] = "keep"
+    compile: bool = False  # the model and its loss, by torch.compile, off the clock
     read_out_steps: int = Field(default=1, ge=1)
     guards: Guards = Guards()
     extend: float = Field(default=1.0, ge=1.0, le=2.0)

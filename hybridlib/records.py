@@ -27,6 +27,7 @@ class StepRecord:
     grad_norm: float | None  # global 2-norm, real steps only
     tokens_trained: int  # so far; predicted steps add nothing
     step_s: float  # wall-clock seconds, everything that the step did
+    jump_s: float | None  # of them, what the predictor took to move the weights; None but where it did
     peak_mb: float  # peak memory of the step's phase so far, MB above the process's floor
     event: str  # "", or any of: jump, rejected, rollback, fault, checkpoint; joined by "+"
 

@@ -81,6 +81,7 @@ class FakeStudy:
                     1.0 if real else None,
                     64 * real_steps,
                     step_s,
+                    0.8 * step_s if first else None,
                     mb,
                     "jump" if first else "",
                 )

@@ -20,7 +20,7 @@ from hybridlib.records import RunFolder
 from hybridlib.studies import PARAMS, ROOT, load_study
 
 CRITERIA = ["C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "H1", "H2"]
-TIMED = ["step_s", "peak_mb"]
+TIMED = ["step_s", "jump_s", "peak_mb"]
 
 # A study of one small run after another, long enough to be interrupted.
 TINY = dict(

@@ -1,6 +1,7 @@
 """Whole runs: records that add up, equal to the last digit when repeated, killed or extended later."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def baseline(**changes) -> Run:
 def timeless(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What must be the same on every machine day: all columns but time and memory."""
     records = RunFolder(folder)
-    return records.steps().drop(columns=["step_s", "peak_mb"]), records.evals().drop(columns="train_s")
+    return records.steps().drop(columns=["step_s", "jump_s", "peak_mb"]), records.evals().drop(columns="train_s")
 
 
 def test_records_add_up() -> None:
@@ -138,3 +139,12 @@ def test_an_unknown_gpu_is_said_so() -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(ValueError, match="no usable CUDA GPU; use cpu or auto"):
         train(run(), "cuda:0")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_steps_are_the_plain_ones_to_rounding_and_compilation_is_off_the_clock() -> None:
+    plain, compiled = run(arm="plain"), run(arm="compiled", compile=True)
+    facts = [train(each, "cpu") for each in (plain, compiled)]
+    losses = [RunFolder(progress.folder(each)).steps().loss.dropna() for each in (plain, compiled)]
+    assert abs(losses[0] - losses[1]).max() < 1e-2
+    assert facts[0]["compile_s"] == 0 < facts[1]["summary"]["train_s"] < facts[1]["compile_s"], "tiny steps"

@@ -76,7 +76,7 @@ def test_failures_are_what_ends_behind_the_frozen_settings_the_worst_first() -> 
 
 def test_the_tuning_table_names_the_best() -> None:
     row = tables_research.tuned(research()).iloc[0]
-    assert (row.trials, row["best settings"], row["loss, best"]) == (2, "gain=2, momentum=0.5", "2.100")
+    assert (row["settings tried"], row.best, row["loss, best"]) == (2, "gain=2, momentum=0.5", "2.100")
 
 
 def test_peers_stand_beside_the_same_seeds_arm(fake_study) -> None:

@@ -137,8 +137,8 @@ def test_progress_is_read_from_whole_rows_of_this_start_only(tmp_path, monkeypat
     records = RunFolder(progress.folder(run))
     assert live.how_far(run, 0.0) == "starting"
     for step in range(1, 31):
-        records.add(StepRecord(step, "full", 1, 5.0, 148.4, 1.0, 128 * step, 0.5, 10.0, ""))
-    records.add(StepRecord(31, "predict", 0, None, None, None, 3840, 0.5, 10.0, ""))
+        records.add(StepRecord(step, "full", 1, 5.0, 148.4, 1.0, 128 * step, 0.5, None, 10.0, ""))
+    records.add(StepRecord(31, "predict", 0, None, None, None, 3840, 0.5, 0.4, 10.0, ""))
     records.flush()
     with (records.path / "steps.csv").open("a") as out:
         out.write("32,full,1,9")

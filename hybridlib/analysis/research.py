@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from hybridlib.analysis.load import refuse_mixture
-from hybridlib.config import Study
+from hybridlib.config import Run, Study
 from hybridlib.records import RunFolder
 from hybridlib.studies import OUTPUTS
 from hybridlib.sweeps import runs, sweeps
@@ -52,7 +52,7 @@ def read(study: Study) -> Research:
         for run in runs(study, name, sweep):
             folder = RunFolder(OUTPUTS / run.study / "runs" / run.id)
             facts = folder.facts
-            if facts is None or facts["parameters_sha256"] != run.sha256:
+            if facts is None or Run(**facts["parameters"]).sha256 != run.sha256:  # a setting that is newer is at its default
                 missing.append(f"{name}: {run.id}")
                 continue
             summary = facts["summary"]

@@ -18,17 +18,17 @@ TITLES = {  # of the sweeps of what carries, as figures name them
 }
 
 
-def tuned(research: Research) -> pd.DataFrame:
-    """Of each sweep of tuning: the number of trials, the best with its settings, and the spread."""
+def tuned(research: Research, prefix: str = "tuning_") -> pd.DataFrame:
+    """Of each sweep of tuning: its settings and seeds, the settings that are best in the mean over seeds, and the spread."""
     rows = []
-    for name, part in research.of("tuning_").groupby("sweep", sort=False):
-        best = part.loc[part.held_out_loss.idxmin()]
-        losses = best.held_out_loss, part.held_out_loss.median(), part.held_out_loss.max()
+    for name, part in research.of(prefix).groupby("sweep", sort=False):
+        means = part.groupby("trial").held_out_loss.mean()
         rows.append(
-            {"arm": name, "trials": len(part), "best settings": best.trial.replace(",", ", ")}
-            | {f"loss, {what}": fixed(loss, 3) for what, loss in zip(("best", "median", "worst"), losses)}
+            {"arm": name, "settings tried": len(means), "seeds": part.seed.nunique(), "best": means.idxmin().replace(",", ", ")}
+            | {f"loss, {what}": fixed(loss, 3) for what, loss in dict(best=means.min(), median=means.median(), worst=means.max()).items()}
         )
-    return pd.DataFrame(rows, columns=["arm", "trials", "best settings", "loss, best", "loss, median", "loss, worst"])
+    columns = ["arm", "settings tried", "seeds", "best", "loss, best", "loss, median", "loss, worst"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def carried(research: Research) -> pd.DataFrame:

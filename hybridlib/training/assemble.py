@@ -48,7 +48,7 @@ def make_trainer(run: Run, device: torch.device, **storage: Any) -> HybridTraine
     return HybridTrainer(
         model,
         optimizer,
-        loss_fn,
+        torch.compile(loss_fn) if run.compile else loss_fn,
         schedule_of(run),
         make_predictor(name, **options),
         accumulation=run.accumulation,
@@ -67,7 +67,7 @@ def warm_up_kernels(run: Run, device: torch.device) -> None:
     """A throw-away cycle of one layer, so that loading libraries is neither in a step's time nor in its memory."""
     small = run.model.model_copy(update=dict(n_layer=1, vocab_size=min(run.model.vocab_size, 1024)))
     cycle = run.schedule and Schedule(warmup=1, full=1, predict=1, correct=1)
-    trainer = make_trainer(run.model_copy(update=dict(model=small, schedule=cycle)), device)
+    trainer = make_trainer(run.model_copy(update=dict(model=small, schedule=cycle, compile=False)), device)
     tokens = torch.zeros((run.batch_size, run.seq_len), dtype=torch.int64, device=device)
     for _ in range(4):
         trainer.step((tokens, tokens))

@@ -1,6 +1,7 @@
 """One run of the study, from parameters to records: the loop around HybridTrainer, resumable at any moment."""
 
 import math
+import time
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
     file = CheckpointFile(progress.checkpoint_path(run), records.flush, about)
     trainer = make_trainer(run, device, snapshots=file, meter=meter)
     resumed = resume(run, trainer, records, file)
+    compile_s = compiled(trainer, source, run) if run.compile else 0.0
     loop = Loop(run, trainer, records, source)
     loop.until(run.steps)
     if run.extend > 1:
@@ -46,6 +48,7 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
         versions=provenance.versions(),
         ended_at=provenance.now(),
         resumed=resumed,
+        compile_s=compile_s,
         model_parameters=sum(weight.numel() for _, weight in trainer.weights),
         memory_floor_mb=trainer.meter.floor_mb,
         nvml_used_mb=nvml_used_mb(device),
@@ -72,6 +75,13 @@ def resume(run: Run, trainer: HybridTrainer, records: RunFolder, file: Checkpoin
     (records.path / "run.json").unlink(missing_ok=True)
     records.truncate(trainer.state.step - 1)
     return True
+
+
+def compiled(trainer: HybridTrainer, source: DataSource, run: Run) -> float:
+    """Compiles a run's steps ahead of them, off the clock; returns the seconds that it took."""
+    started_s = time.perf_counter()
+    trainer.rehearse(tuple(part.to(trainer.device) for part in source.batch(run.seed, 0)))
+    return time.perf_counter() - started_s
 
 
 class Loop:

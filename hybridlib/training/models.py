@@ -1,11 +1,11 @@
 """GPT-2 from transformers, without dropout, and what its size predicts: parameters, FLOPs, bytes."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hybridlib.config import Model
+from hybridlib.training.loss import linear_cross_entropy
 
 Batch = tuple[Tensor, Tensor]  # input and target tokens, each (batch, seq) int64
 
@@ -33,8 +33,8 @@ def build(sizes: Model, seed: int) -> GPT2LMHeadModel:
 def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy in nats over all tokens of a batch, a scalar in float32."""
     tokens, targets = batch
-    logits = model(input_ids=tokens).logits  # (batch, seq, vocab)
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    hidden = model.transformer(input_ids=tokens).last_hidden_state  # (batch, seq, width)
+    return linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, targets.flatten())
 
 
 def parameter_count(sizes: Model) -> int:

@@ -65,11 +65,18 @@ class HybridTrainer:
         self.last_snapshot_step = -snapshot_every
         self.before_jump = Store()
         self.last_loss: float | None = None
+        self.jump_s: float | None = None
+
+    def rehearse(self, batch: Batch) -> None:
+        """Computes a step's and a probe's loss and forgets them: what is compiled at first use is compiled now."""
+        self._loss(batch, backward=True)
+        self._probe(batch)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, batch: Batch) -> StepRecord:
         """Takes one nominal step. The first of Predict jumps, and probes the batch without gradients; the others cost nothing."""
         self.meter.start()
-        state, events = self.state, []
+        state, events, self.jump_s = self.state, [], None
         if state.index == 0:
             self._enter(state)
         if state.real:
@@ -86,6 +93,7 @@ class HybridTrainer:
             grad_norm=grad_norm,
             tokens_trained=self.tokens_trained,
             step_s=self.meter.stop(),
+            jump_s=self.jump_s,
             peak_mb=round(self.meter.peak_mb(), 3),
             event="+".join(events),
         )
@@ -130,8 +138,10 @@ class HybridTrainer:
             return None, None, "step"
         for name, weight in self.weights:
             self.before_jump.put(name, weight)
+        started_s = self.meter.stop()
         self.predictor.predict(self.weights, self.state.length, (self.state.step - 1) / self.schedule.total)
-        after = self._loss(tuple(part[: -(-len(part) // PROBE_PARTS)] for part in batch))
+        self.jump_s = self.meter.stop() - started_s
+        after = self._probe(batch)
         before = self.last_loss if self.monitor.mean is None else self.monitor.mean
         if accepts_jump(before, after, self.jump_margin_nats):
             self.monitor.jumped()
@@ -144,6 +154,9 @@ class HybridTrainer:
         self.predictor.forget()
         events.append("rejected")
         return after, None, "rejected"
+
+    def _probe(self, batch: Batch) -> float:
+        return self._loss(tuple(part[: -(-len(part) // PROBE_PARTS)] for part in batch))
 
     def _loss(self, batch: Batch, backward: bool = False) -> float:
         """Mean loss over the micro-batches in nats, their gradients accumulated if `backward`."""

@@ -33,18 +33,18 @@ class Nesterov(Predictor):
     def predict(self, weights: Weights, horizon: int, progress: float) -> None:
         faded = self.fade * min(max((progress - self.fade_from) / (1 - self.fade_from), 0.0), 1.0)
         for group in of_equal_shape(weights):
-            ahead = [self._look_ahead(name, weight) for name, weight in group]
-            for (name, weight), jump in zip(group, self.directions(group, ahead)):
-                anchor = self.store.get(f"anchor.{name}", weight.device)
-                weight.copy_(anchor.add_(jump, alpha=self.gain_of(name, weight) * (1 - faded)))
+            anchors, ahead = zip(*(self._look_ahead(name, weight.detach()) for name, weight in group))
+            for (name, weight), anchor, jump in zip(group, anchors, self.directions(group, list(ahead))):
+                torch.add(anchor, jump, alpha=self.gain_of(name, weight) * (1 - faded), out=weight.detach())
                 self.store.put(f"anchor.{name}", weight)
 
-    def _look_ahead(self, name: str, weight: Tensor) -> Tensor:
-        displacement = weight - self.store.get(f"anchor.{name}", weight.device)
-        momentum = self.store.get(f"momentum.{name}", weight.device)
+    def _look_ahead(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The last landing point, and where the momentum that has just been brought up to date points from it."""
+        anchor, momentum = (self.store.get(f"{what}.{name}", weight.device) for what in ("anchor", "momentum"))
+        displacement = weight - anchor
         momentum.mul_(self.momentum).add_(displacement)
         self.store.put(f"momentum.{name}", momentum)
-        return displacement.add_(momentum, alpha=self.momentum)
+        return anchor, displacement.add_(momentum, alpha=self.momentum)
 
     def gain_of(self, name: str, weight: Tensor) -> float:
         """How many times the direction a parameter's jump is, before it fades; here the same for all."""

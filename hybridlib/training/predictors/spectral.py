@@ -38,8 +38,8 @@ class Spectral(Nesterov):
     def directions(self, group: Weights, ahead: list[Tensor]) -> list[Tensor]:
         chosen = [i for i, (name, weight) in enumerate(group) if self.flattens(name, weight)]
         if chosen:
-            stacked = torch.stack([ahead[i] for i in chosen])
-            for i, flat in zip(chosen, flatten_spectrum(stacked, self.iterations, self.dtype)):
+            together = torch.stack([ahead[i] for i in chosen]) if len(chosen) > 1 else ahead[chosen[0]][None]
+            for i, flat in zip(chosen, flatten_spectrum(together, self.iterations, self.dtype)):
                 ahead[i] = flat
         return ahead
 
@@ -58,41 +58,47 @@ def flatten_spectrum(matrices: Tensor, iterations: int, dtype: torch.dtype = tor
     "Old optimizer, new norm", proposition 5). Newton-Schulz iteration in `dtype` with Muon's quintic coefficients (Jordan
     et al. 2024, "Muon", algorithm 2), whose values end between about 0.7 and 1.2 of one another.
     """
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    tiny = torch.finfo(torch.float32).tiny
-    wide = (matrices.mT if tall else matrices).float()
-    u = (wide / wide.norm(dim=(-2, -1), keepdim=True).clamp_min(tiny)).to(dtype)
+    norms, tiny = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True), torch.finfo(torch.float32).tiny
+    u = matrices.to(dtype, copy=True).div_(norms.clamp_min(tiny).to(dtype))
     u = newton_schulz(u, iterations) if dtype is torch.bfloat16 else newton_schulz_by_gram(u, iterations)
-    u = u.float()
-    length = (wide * u).sum((-2, -1), keepdim=True) / u.norm(dim=(-2, -1), keepdim=True).square().clamp_min(tiny)
-    u = u * length
-    return (u.mT if tall else u).to(matrices.dtype)
+    u = u.to(matrices.dtype)
+    return u.mul_(inner(matrices, u) / inner(u, u).clamp_min(tiny))
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """(n, rows, columns) twice -> (n, 1, 1), their inner products, without a product of their elements in memory."""
+    return a.flatten(1).unsqueeze(1) @ b.flatten(1).unsqueeze(2)
 
 
 def newton_schulz(u: Tensor, iterations: int) -> Tensor:
-    """(n, rows, columns) with rows <= columns and norms <= 1: each step takes every singular value s to a s + b s^3 + c s^5.
+    """(n, rows, columns), norms <= 1: each step takes every singular value s to a s + b s^3 + c s^5.
 
     It forgives bfloat16's rounding, so it is the faster form where that has a unit of its own and matrices are large;
     one matrix after the other, because the product of a batch copies what it is given.
     """
-    return torch.stack([_newton_schulz(matrix, iterations) for matrix in u])
+    done = [_newton_schulz(matrix, iterations) for matrix in u]
+    return torch.stack(done) if len(done) > 1 else done[0][None]
 
 
 def _newton_schulz(u: Tensor, iterations: int) -> Tensor:
     a, b, c = COEFFICIENTS
+    tall = u.shape[0] > u.shape[1]
     for _ in range(iterations):
-        gram = u @ u.T
-        u = torch.addmm(u, torch.addmm(gram, gram, gram, beta=b, alpha=c), u, beta=a)
+        gram = u.T @ u if tall else u @ u.T
+        step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        step.diagonal().add_(a)
+        u = u @ step if tall else step @ u
     return u
 
 
 def newton_schulz_by_gram(u: Tensor, iterations: int) -> Tensor:
-    """The same in fewer products: the iteration runs on (rows, rows) matrices, and meets `u` at its start and end alone."""
+    """The same in fewer products: the iteration runs on the matrices' smaller sides, and meets `u` at its start and end."""
     a, b, c = COEFFICIENTS
-    gram = u @ u.mT
+    tall = u.shape[-2] > u.shape[-1]
+    gram = u.mT @ u if tall else u @ u.mT
     total = torch.eye(gram.shape[-1], dtype=u.dtype, device=u.device).expand_as(gram)
     for _ in range(iterations):
         step = b * gram + c * gram @ gram
         step.diagonal(dim1=-2, dim2=-1).add_(a)
         total, gram = step @ total, step @ gram @ step
-    return total @ u
+    return u @ total if tall else total @ u
