@@ -116,6 +116,8 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
     try:
         if args.full and "research" in (args.only or STAGES) and train_sweeps(args.study):
             console.print("[red]Some trials failed; the chapter of research names what is missing.[/]")
+        if "speed" in (args.only or (STAGES if args.full else ())) and measure_speed(args):
+            console.print("[red]Speed could not be measured; its chapter says what is missing.[/]")
         for at, job in enumerate(jobs, start=1):
             if job.extends and not pipeline.went_well(job.run.id):
                 continue
@@ -134,6 +136,13 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
 def train_sweeps(study: str) -> int:
     """The sweeps around the study, in processes of their own; their exit status."""
     return subprocess.run([sys.executable, "-m", "hybridlib.training.trials", "--study", study]).returncode
+
+
+def measure_speed(args: argparse.Namespace) -> int:
+    """Times this machine, in processes of their own, with nothing beside them; the exit status."""
+    console.print("Measuring speed: some minutes, with the machine to itself.")
+    command = [sys.executable, "-m", "hybridlib.speed", "--study", args.study, "--device", args.device]
+    return subprocess.run(command).returncode
 
 
 def attempt(job: Job, label: str, pipeline: Pipeline) -> bool:

@@ -108,7 +108,7 @@ def inputs_sha256(job: Job, study: str) -> str:
     folder = OUTPUTS / study
     files = [source(job), *sorted((ROOT / "hybridlib").rglob("*.py")), *sorted(PARAMS.rglob("*.yaml"))]
     if job.stage in READERS:
-        files += sorted(folder.rglob("runs/*/run.json"))
+        files += [*sorted(folder.rglob("runs/*/run.json")), *sorted(folder.glob("results/speed.json"))]
     digest = hashlib.sha256(json.dumps(job.parameters, sort_keys=True).encode())
     for path in files:
         digest.update(hashlib.sha256(path.read_bytes()).digest())

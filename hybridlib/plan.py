@@ -17,6 +17,7 @@ CHAPTERS = {
     "memory": "04_memory",
     "ablation": "08_ablation",
     "stress": "07_stress",
+    "speed": "12_speed",
     "research": "10_research",
     "failures": "11_failures",
     "report": "09_report",
@@ -24,7 +25,7 @@ CHAPTERS = {
 STAGES = tuple(CHAPTERS)
 MEASURING = ("functionality", "phases")  # their chapters compute on the device that training uses
 # Their chapters read the records of all runs.
-READERS = ("benchmark", "memory", "ablation", "stress", "research", "failures", "report")
+READERS = ("benchmark", "memory", "ablation", "stress", "speed", "research", "failures", "report")
 TRAINING = "05_run"
 
 # Floating-point operations a second of two recent server cores: 0.9 and 1.1 x 10^11 were measured for GPT-2 Small and

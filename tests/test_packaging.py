@@ -21,6 +21,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 NOT_IMPORTED = {
     "ipykernel": "runs the notebooks",
     "jupyterlab": "make lab",
+    "accelerate": "transformers.Trainer asks for it",
     "jinja2": "pandas' Styler, for LaTeX tables",
     "tabulate": "pandas' to_markdown",
 }

@@ -160,7 +160,7 @@ def test_a_chapter_is_out_of_date_when_what_it_reads_changes(tmp_path, monkeypat
     record.parent.mkdir(parents=True)
     record.write_text("{}")
     stale = {stage for stage, job in jobs.items() if execute.state(job, "smoke") == "stale"}
-    assert stale == {"benchmark", "memory", "ablation", "stress", "research", "failures", "report"}
+    assert stale == {"benchmark", "memory", "ablation", "stress", "speed", "research", "failures", "report"}
 
 
 def test_executed_copies_name_no_folder_of_this_machine(tmp_path):

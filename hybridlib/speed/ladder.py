@@ -1,0 +1,38 @@
+"""The brief's ladder of optimizations, AB-1 to AB-4, as rates: each rung beside plain training, in turns."""
+
+import multiprocessing
+
+import pandas as pd
+
+from hybridlib.config import Run, Study
+from hybridlib.speed.contenders import Hybrid
+from hybridlib.speed.side_by_side import Spread
+from hybridlib.training.assemble import pick_device
+from hybridlib.training.data import open_source
+
+RUNGS = ["baseline_bf16", "hybrid", "hybrid_bf16", "hybrid_accumulation", "hybrid_offload", "memory_optimized"]
+
+
+def climb(study: Study, device: str, rounds: int, steps: int) -> pd.DataFrame:
+    """Columns `rung, speedup, low, high, against`: nominal steps a second over plain training's, quartiles beside it.
+
+    Every rung has a process of its own: what one leaves in memory slows no other.
+    """
+    rows = []
+    plain = study.run("baseline", "text", study.pilot_seeds[0])
+    for arm in RUNGS:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            ratios = pool.apply(_ratios, (study.run(arm, "text", study.pilot_seeds[0]), plain, device, rounds, steps))
+        spread = Spread.of(pd.Series(ratios))
+        rows.append(dict(rung=arm, speedup=spread.median, low=spread.low, high=spread.high))
+    return pd.DataFrame(rows)
+
+
+def _ratios(run: Run, plain: Run, device_name: str, rounds: int, steps: int) -> list[float]:
+    device = pick_device(device_name, plain.threads)
+    source = open_source(plain.source, plain.model.vocab_size, plain.batch_size, plain.seq_len)
+    pair = [Hybrid(each, source, device, steps) for each in (plain, run)]
+    for _ in range(rounds + 1):  # the first round loads libraries, and has the run's Warmup in it
+        for contender in pair:
+            contender()
+    return [a / b for a, b in zip(*(contender.nominal_s[1:] for contender in pair))]

@@ -1,0 +1,72 @@
+"""What this machine can do at best, and where a training step's time goes."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pandas as pd
+import torch
+
+from hybridlib.config import Run
+from hybridlib.speed.contenders import timed
+from hybridlib.training.data import DataSource
+from hybridlib.training.loss import linear_cross_entropy
+from hybridlib.training.models import build, flops_per_token
+from hybridlib.training.optimizers import make_optimizer
+
+SIDE = 4096  # of the matrices of the large product
+COPIED = 1 << 28  # bytes of the copy, larger than any cache but the last
+
+
+def gemm_flops_per_s(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
+    """Floating-point operations a second of a large matrix product, the median of some."""
+    a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    seconds = [timed(lambda: torch.mm(a, b, out=out), device) for _ in range(repeats + 1)][1:]
+    return 2 * SIDE**3 / float(np.median(seconds))
+
+
+def copy_bytes_per_s(device: torch.device, repeats: int = 5) -> float:
+    """Bytes a second that a copy reads and writes, the median of some."""
+    source = torch.ones(COPIED // 4, device=device)
+    target = torch.empty_like(source)
+    seconds = [timed(lambda: target.copy_(source), device) for _ in range(repeats + 1)][1:]
+    return 2 * COPIED / float(np.median(seconds))
+
+
+def step_flops(run: Run) -> int:
+    """Floating-point operations of one real step, forward and backward."""
+    return flops_per_token(run.model, run.seq_len) * run.batch_size * run.seq_len
+
+
+def anatomy(run: Run, source: DataSource, device: torch.device, steps: int) -> pd.DataFrame:
+    """Columns `part, seconds`: the median of each part of plain training's step."""
+    model = build(run.model, run.seed).to(device)
+    optimizer = make_optimizer(run.optimizer, model)
+    parts: dict[str, list[float]] = {}
+
+    @contextmanager
+    def clock(part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        parts.setdefault(part, []).append(time.perf_counter() - started)
+
+    for at in range(steps + 1):
+        with clock("batch"):
+            tokens, targets = (part.to(device) for part in source.batch(run.seed, at))
+        with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+            with clock("forward"):
+                hidden = model.transformer(input_ids=tokens).last_hidden_state
+            with clock("output head and loss, both ways"):
+                loss = linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, targets.flatten())
+        with clock("backward"):
+            loss.backward()
+        with clock("gradient norm"):
+            float(torch.nn.utils.get_total_norm([w.grad for w in model.parameters() if w.grad is not None]))
+        with clock("optimizer"):
+            optimizer.step()
+            optimizer.zero_grad()
+    return pd.DataFrame([dict(part=part, seconds=float(np.median(found[1:]))) for part, found in parts.items()])

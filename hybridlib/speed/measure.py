@@ -1,0 +1,78 @@
+"""All figures of speed at a study's size, as numbers with their spread."""
+
+from typing import Any
+
+import pandas as pd
+import torch
+
+from hybridlib.config import Run, Study
+from hybridlib.speed.contenders import BareLoop, Hybrid, HuggingFace, SameParts, timed
+from hybridlib.speed.footprint import peaks_mb
+from hybridlib.speed.machine import gemm_flops_per_s, step_flops
+from hybridlib.speed.side_by_side import Spread, in_turns, ratio
+from hybridlib.training.assemble import pick_device
+from hybridlib.training.data import open_source
+
+# Contender -> who it is, in figures and tables.
+PLAIN, REAL, JUMPING = "baseline", "hybrid, a real step", "memory_optimized, a real step"
+
+
+def at_size(study: Study, device_name: str, rounds: int, steps: int) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The ratios at a study's size, and every block's time behind them (columns of `in_turns`).
+
+    `steps` is the length of a block, in real steps.
+    """
+    runs = {arm: study.run(arm, "text", study.pilot_seeds[0]) for arm in ("baseline", "hybrid", "memory_optimized")}
+    plain = runs["baseline"]
+    device = pick_device(device_name, plain.threads)
+    source = open_source(plain.source, plain.model.vocab_size, plain.batch_size, plain.seq_len)
+    hybrid, lean = (Hybrid(runs[arm], source, device, steps) for arm in ("hybrid", "memory_optimized"))
+    contenders = {
+        "Hugging Face Trainer": HuggingFace(plain, source, device, steps),
+        "bare loop": BareLoop(plain, source, device, steps),
+        "bare loop, same parts": SameParts(plain, source, device, steps),
+        PLAIN: Hybrid(plain, source, device, steps),
+        REAL: hybrid,
+        JUMPING: lean,
+    }
+    times = in_turns(contenders, rounds)
+    found = {
+        "baseline_vs_hf_trainer": ratio(times, PLAIN, "Hugging Face Trainer"),
+        "baseline_vs_bare_loop": ratio(times, PLAIN, "bare loop"),
+        "hybrid_overhead": ratio(times, REAL, "bare loop, same parts"),
+        "predicted_step_cost": Spread.of(pd.Series(hybrid.predicted[1:])),
+        "predicted_step_cost_offloading": Spread.of(pd.Series(lean.predicted[1:])),
+        "offload_share": offload_share(lean),
+        "gemm_share": gemm_share(plain, times, device),
+    }
+    return numbers(found | memory_ratios(runs, device_name)), times
+
+
+def offload_share(lean: Hybrid, repeats: int = 3) -> Spread:
+    """What it takes to bring the optimizer's state off the device and back, over a cycle's time."""
+    memory, device = lean.trainer.memory, lean.device
+    cycle_s = lean.nominal_s[-1] * lean.nominal_steps
+    moved = [timed(memory.leave, device) + timed(memory.come_back, device) for _ in range(repeats)]
+    return Spread.of(pd.Series(moved) / cycle_s)
+
+
+def gemm_share(run: Run, times: pd.DataFrame, device: torch.device) -> Spread:
+    """A real step's matrix products a second over those of this machine's own large product, in the run's precision."""
+    dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
+    rates = step_flops(run) / times[times.contender == PLAIN].seconds
+    return Spread.of(rates / gemm_flops_per_s(device, dtype))
+
+
+def memory_ratios(runs: dict[str, Run], device_name: str) -> dict[str, Spread]:
+    """Peak memory in Predict and of the whole run of `memory_optimized`, over the baseline's peak."""
+    plain, lean = (peaks_mb(runs[arm], device_name) for arm in ("baseline", "memory_optimized"))
+    return {
+        "predict_memory_ratio": Spread.of(pd.Series([lean["predict"] / plain["run"]])),
+        "run_memory_ratio": Spread.of(pd.Series([lean["run"] / plain["run"]])),
+    }
+
+
+def numbers(found: dict[str, Spread]) -> dict[str, Any]:
+    """Each median under its name, and the quartiles under `spread`."""
+    spreads = {name: dict(low=round(spread.low, 4), high=round(spread.high, 4)) for name, spread in found.items()}
+    return {name: round(spread.median, 4) for name, spread in found.items()} | {"spread": spreads}

@@ -1,0 +1,47 @@
+"""Times things against one another: in turns, in one process, so that a slow minute of the machine slows all of them."""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+
+Block = Callable[[], list[float]]  # does the work some times over, and returns the seconds of each
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median with the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: "pd.Series[float]") -> "Spread":
+        low, median, high = np.percentile(values, [25, 50, 75])
+        return cls(float(median), float(low), float(high))
+
+    def record(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def in_turns(contenders: Mapping[str, Block], rounds: int, seed: int = 0) -> pd.DataFrame:
+    """Columns `round, contender, seconds`: the median of each block, every contender once a round, in a shuffled order.
+
+    One round more is run first, and not kept: it loads libraries and fills caches.
+    """
+    rows, order, draw = [], list(contenders), random.Random(seed)
+    for at in range(-1, rounds):
+        draw.shuffle(order)
+        for name in order:
+            seconds = float(np.median(contenders[name]()))
+            rows += [dict(round=at, contender=name, seconds=seconds)] if at >= 0 else []
+    return pd.DataFrame(rows, columns=["round", "contender", "seconds"])
+
+
+def ratio(times: pd.DataFrame, of: str, to: str) -> Spread:
+    """One contender's time over another's, round by round. Raises `KeyError` for a contender that was not timed."""
+    by_round = times.pivot(index="round", columns="contender", values="seconds")
+    return Spread.of(by_round[of] / by_round[to])
