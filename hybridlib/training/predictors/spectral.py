@@ -67,7 +67,7 @@ def flatten_spectrum(matrices: Tensor, iterations: int, dtype: torch.dtype = tor
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """(n, rows, columns) twice -> (n, 1, 1), their inner products, without a product of their elements in memory."""
-    return a.flatten(1).unsqueeze(1) @ b.flatten(1).unsqueeze(2)
+    return torch.stack([torch.dot(x, y) for x, y in zip(a.flatten(1), b.flatten(1))]).view(-1, 1, 1)
 
 
 def newton_schulz(u: Tensor, iterations: int) -> Tensor:
@@ -97,8 +97,9 @@ def newton_schulz_by_gram(u: Tensor, iterations: int) -> Tensor:
     tall = u.shape[-2] > u.shape[-1]
     gram = u.mT @ u if tall else u @ u.mT
     total = torch.eye(gram.shape[-1], dtype=u.dtype, device=u.device).expand_as(gram)
-    for _ in range(iterations):
+    for left in reversed(range(iterations)):
         step = b * gram + c * gram @ gram
         step.diagonal(dim1=-2, dim2=-1).add_(a)
-        total, gram = step @ total, step @ gram @ step
+        total = step @ total
+        gram = step @ gram @ step if left else gram
     return u @ total if tall else total @ u
