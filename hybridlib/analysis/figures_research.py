@@ -50,15 +50,16 @@ def ablations(trials: pd.DataFrame, frozen: float, baseline: float, worst_pct: f
     groups = list(dict.fromkeys(trials.sweep))
     x = alt.X("held_out_loss:Q", title="held-out loss (nats a token)", scale=alt.Scale(zero=False, padding=10))
     edge = frozen * (1 + worst_pct / 100)
-    rows = trials.assign(row=trials.sweep + ": " + trials.trial, beyond=trials.held_out_loss > edge)
-    rows["held_out_loss"] = rows.held_out_loss.mask(rows.beyond, edge)
+    rows = trials.assign(row=trials.sweep + ": " + trials.trial, held_out_loss=trials.held_out_loss.clip(upper=edge))
     y = alt.Y("row:N", title=None, sort=list(rows.row), axis=alt.Axis(labelLimit=300))
     lines = pd.DataFrame({"held_out_loss": [frozen, baseline], "of": ["hybrid, frozen", "baseline"]})
     ink = alt.Color("of:N", scale=alt.Scale(domain=list(lines.of), range=[BLUE, BLACK]), legend=alt.Legend(title=None))
     rules = alt.Chart(small(lines, 5)).mark_rule(strokeWidth=1.5, strokeDash=[5, 3]).encode(x=x, color=ink)
-    fill = alt.Fill("beyond:N", scale=alt.Scale(domain=[False, True], range=[ORANGE, "white"]), legend=None)
-    dots = alt.Chart(small(rows[["row", "held_out_loss", "beyond"]], 5)).mark_point(size=60, stroke=ORANGE, opacity=1)
-    return (rules + dots.encode(x=x, y=y, fill=fill)).properties(width=WIDTH - 210, height=ROW_PX * len(rows) + 4 * len(groups))
+    every = rows[["row", "held_out_loss"]]
+    inside, beyond = every[trials.held_out_loss <= edge], every[trials.held_out_loss > edge]
+    dots = alt.Chart(small(inside, 5)).mark_point(filled=True, size=60, color=ORANGE, opacity=1)
+    outside = alt.Chart(small(beyond, 5)).mark_point(size=60, color=ORANGE, opacity=1)
+    return (rules + dots.encode(x=x, y=y) + outside.encode(x=x, y=y)).properties(width=WIDTH - 210, height=ROW_PX * len(rows) + 4 * len(groups))
 
 
 @drawn
