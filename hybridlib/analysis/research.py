@@ -33,6 +33,7 @@ class Research:
 
     trials: pd.DataFrame
     missing: list[str]
+    training_sha256: str = ""  # of the code that made them, which may be older than that of the study's own runs
 
     def of(self, prefix: str) -> pd.DataFrame:
         """The trials of all sweeps whose names begin so, which the rest of the name then tells apart."""
@@ -71,7 +72,8 @@ def read(study: Study) -> Research:
     made = ["training_sha256", "device", "predictor_sha256", "corpus_sha256"]
     trials = pd.DataFrame(rows, columns=[*COLUMNS, "arm", "data", *made])
     refuse_mixture(trials)  # a predictor stands for the arm, a sweep for the data
-    return Research(with_baselines(trials[COLUMNS], evals), missing)
+    code = "".join(trials.training_sha256.unique())  # one, or none without trials
+    return Research(with_baselines(trials[COLUMNS], evals), missing, code)
 
 
 def with_baselines(trials: pd.DataFrame, evals: dict[tuple, pd.DataFrame]) -> pd.DataFrame:
