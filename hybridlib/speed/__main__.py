@@ -8,6 +8,7 @@ import argparse
 import json
 import multiprocessing
 import sys
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -41,20 +42,30 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:  # ParameterError is one
         print(error, file=sys.stderr)
         return 2
-    folder, found, tables = OUTPUTS / studies[0].study / "results", {}, {}
+    folder, tables = OUTPUTS / studies[0].study / "results", {}
     folder.mkdir(parents=True, exist_ok=True)
+    found = alone(facts, studies[0], args.device)
     for study in studies:
         rounds, steps = SIZES.get(study.study, (5, 8))
         ratios, parts = alone(size, study, args.device, args.rounds or rounds, steps)
-        parts["ladder"] = ladder.climb(study, args.device, (args.rounds or rounds) // 2, steps)
         console.print(f"{study.study}: {json.dumps({k: v for k, v in ratios.items() if k != 'spread'})}")
         found |= ratios if study is studies[0] else {study.study.replace("-", "_"): ratios}
-        for name, table in parts.items():
-            tables.setdefault(name, []).append(table.assign(study=study.study))
-        write(folder, found, tables)  # after each size: what was measured is kept
+        keep(folder, found, tables, study, parts)
     tables["scaling"] = [alone(grow, studies[0], args.device)]
-    write(folder, found | facts(studies[0], args.device), tables)
+    for study in studies:
+        rounds, steps = SIZES.get(study.study, (5, 8))
+        rungs = ladder.climb(study, args.device, max((args.rounds or rounds) // 2, 1), steps)
+        keep(folder, found, tables, study, dict(ladder=rungs))
     return 0
+
+
+def keep(folder: Path, found: dict[str, Any], tables: dict[str, list], study: Study, parts: dict[str, pd.DataFrame]) -> None:
+    """Writes what is known so far: a kill later on loses none of it."""
+    for name, table in parts.items():
+        tables.setdefault(name, []).append(table.assign(study=study.study))
+    write_atomically(folder / "speed.json", json.dumps(found, indent=1) + "\n")
+    for name, frames in tables.items():
+        write_atomically(folder / f"speed_{name}.csv", pd.concat(frames).to_csv(index=False))
 
 
 def alone(work: Any, *given: Any) -> Any:
@@ -87,12 +98,6 @@ def facts(study: Study, device_choice: str) -> dict[str, Any]:
     share = dict(training_share=training_share(OUTPUTS / study.study))
     return rates | share | dict(copy_bytes_per_s=machine.copy_bytes_per_s(device), device=device_name(device, run.threads),
                         code=provenance.code(), versions=provenance.versions(), measured_at=provenance.now())
-
-
-def write(folder: Any, found: dict[str, Any], tables: dict[str, list[pd.DataFrame]]) -> None:
-    write_atomically(folder / "speed.json", json.dumps(found, indent=1) + "\n")
-    for name, parts in tables.items():
-        write_atomically(folder / f"speed_{name}.csv", pd.concat(parts).to_csv(index=False))
 
 
 if __name__ == "__main__":
