@@ -6,7 +6,6 @@ the files `speed_*.csv` beside it what they are made of.
 
 import argparse
 import json
-import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from hybridlib import provenance
 from hybridlib.config import Study
 from hybridlib.records import write_atomically
 from hybridlib.speed import ladder, machine, scaling
+from hybridlib.speed.alone import alone
 from hybridlib.speed.measure import at_size
 from hybridlib.speed.share import training_share
 from hybridlib.studies import OUTPUTS, load_study
@@ -66,12 +66,6 @@ def keep(folder: Path, found: dict[str, Any], tables: dict[str, list], study: St
     write_atomically(folder / "speed.json", json.dumps(found, indent=1) + "\n")
     for name, frames in tables.items():
         write_atomically(folder / f"speed_{name}.csv", pd.concat(frames).to_csv(index=False))
-
-
-def alone(work: Any, *given: Any) -> Any:
-    """Does the work in a process of its own, and returns what it returns."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, given)
 
 
 def size(study: Study, device_choice: str, rounds: int, steps: int) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:

@@ -1,8 +1,7 @@
 """Peak memory by phase, each run in a process of its own: what one leaves behind is in no other's peak."""
 
-import multiprocessing
-
 from hybridlib.config import Run
+from hybridlib.speed.alone import alone
 from hybridlib.training.assemble import make_trainer, pick_device, warm_up_kernels
 from hybridlib.training.data import open_source
 from hybridlib.training.memory import give_back
@@ -11,8 +10,7 @@ from hybridlib.training.meter import Meter
 
 def peaks_mb(run: Run, device: str, cycles: int = 2) -> dict[str, float]:
     """Peak memory in MB above the process's floor, by phase and as `run`, over Warmup and some cycles."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peaks_mb, (run, device, cycles))
+    return alone(_peaks_mb, run, device, cycles)
 
 
 def _peaks_mb(run: Run, device_choice: str, cycles: int) -> dict[str, float]:
@@ -29,4 +27,3 @@ def _peaks_mb(run: Run, device_choice: str, cycles: int) -> dict[str, float]:
         record = trainer.step(tuple(part.to(device) for part in source.batch(run.seed, trainer.real_steps)))
         found[record.phase] = max(found.get(record.phase, 0.0), record.peak_mb)
     return found | {"run": max(found.values())}
-

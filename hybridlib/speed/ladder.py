@@ -1,10 +1,9 @@
 """The brief's ladder of optimizations, AB-1 to AB-4, as rates: each rung beside plain training, in turns."""
 
-import multiprocessing
-
 import pandas as pd
 
 from hybridlib.config import Run, Study
+from hybridlib.speed.alone import alone
 from hybridlib.speed.contenders import Hybrid
 from hybridlib.speed.side_by_side import Spread
 from hybridlib.training.assemble import pick_device
@@ -14,15 +13,14 @@ RUNGS = ["baseline_bf16", "hybrid", "hybrid_bf16", "hybrid_accumulation", "hybri
 
 
 def climb(study: Study, device: str, rounds: int, steps: int) -> pd.DataFrame:
-    """Columns `rung, speedup, low, high, against`: nominal steps a second over plain training's, quartiles beside it.
+    """Columns `rung, speedup, low, high`: nominal steps a second over plain training's, quartiles beside it.
 
     Every rung has a process of its own: what one leaves in memory slows no other.
     """
     rows = []
     plain = study.run("baseline", "text", study.pilot_seeds[0])
     for arm in RUNGS:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            ratios = pool.apply(_ratios, (study.run(arm, "text", study.pilot_seeds[0]), plain, device, rounds, steps))
+        ratios = alone(_ratios, study.run(arm, "text", study.pilot_seeds[0]), plain, device, rounds, steps)
         spread = Spread.of(pd.Series(ratios))
         rows.append(dict(rung=arm, speedup=spread.median, low=spread.low, high=spread.high))
     return pd.DataFrame(rows)
