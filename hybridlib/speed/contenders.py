@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hybridlib.config import Run
 from hybridlib.records import RunFolder
@@ -116,7 +116,9 @@ class HuggingFace:
         ends = StepEnds()
         with tempfile.TemporaryDirectory() as folder:
             options = TrainingArguments(output_dir=folder, **self.options)
-            Trainer(self.model, options, train_dataset=Rows(self.run, self.source, self.steps + 1), callbacks=[ends]).train()
+            trainer = Trainer(self.model, options, train_dataset=Rows(self.run, self.source, self.steps + 1), callbacks=[ends])
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
         return [after - before for before, after in zip(ends.at_s, ends.at_s[1:])]
 
 
