@@ -8,7 +8,7 @@ import torch
 from hybridlib.analysis import speed
 from hybridlib.config import Run
 from hybridlib.speed.contenders import Hybrid, HuggingFace, SameParts
-from hybridlib.speed.measure import numbers
+from hybridlib.speed.measure import numbers, offload_share
 from hybridlib.speed.share import training_share
 from hybridlib.speed.side_by_side import Spread, in_turns, ratio
 from hybridlib.training.data import open_source
@@ -77,3 +77,12 @@ def test_a_summary_without_measurements_has_empty_cells_and_with_them_the_quarti
     assert set(speed.summary(speed.read(tmp_path)).here) == {""}
     found = numbers({"hybrid_overhead": Spread(1.01, 1.0, 1.02)})
     assert speed.with_spread(found, "hybrid_overhead") == "1.01 [1, 1.02]"
+
+
+def test_offloading_is_timed_with_the_state_at_home_and_leaves_it_as_it_was() -> None:
+    lean = Hybrid(RUN.model_copy(update=dict(memory="offload")), SOURCE, CPU, 8)
+    lean()
+    while lean.trainer.state.phase != "predict" or not lean.trainer.memory.away:
+        lean._step()
+    assert offload_share(lean).low > 0
+    assert all(state["exp_avg"].numel() for state in lean.trainer.optimizer.state.values())

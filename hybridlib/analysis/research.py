@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from hybridlib.analysis.load import refuse_mixture
 from hybridlib.config import Run, Study
@@ -53,7 +54,7 @@ def read(study: Study) -> Research:
         for run in runs(study, name, sweep):
             folder = RunFolder(OUTPUTS / run.study / "runs" / run.id)
             facts = folder.facts
-            if facts is None or Run(**facts["parameters"]).sha256 != run.sha256:  # a setting that is newer is at its default
+            if facts is None or not asks_the_same(run, facts["parameters"]):
                 missing.append(f"{name}: {run.id}")
                 continue
             summary = facts["summary"]
@@ -74,6 +75,14 @@ def read(study: Study) -> Research:
     refuse_mixture(trials)  # a predictor stands for the arm, a sweep for the data
     code = "".join(trials.training_sha256.unique())  # one, or none without trials
     return Research(with_baselines(trials[COLUMNS], evals), missing, code)
+
+
+def asks_the_same(run: Run, recorded: dict[str, Any]) -> bool:
+    """Whether recorded parameters are a run's; a setting that is newer than the record counts as at its default."""
+    try:
+        return Run(**recorded).sha256 == run.sha256
+    except ValidationError:
+        return False
 
 
 def with_baselines(trials: pd.DataFrame, evals: dict[tuple, pd.DataFrame]) -> pd.DataFrame:

@@ -17,7 +17,9 @@ from hybridlib.config import Study
 from hybridlib.records import write_atomically
 from hybridlib.speed import ladder
 from hybridlib.speed.alone import alone
-from hybridlib.speed.whole import facts, grow, size
+from hybridlib.speed.machine import facts
+from hybridlib.speed.measure import at_size
+from hybridlib.speed.scaling import grow
 from hybridlib.studies import OUTPUTS, load_study
 
 # Study -> rounds in turns and real steps a block: enough for quartiles, in a few minutes each.
@@ -33,22 +35,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, help="how often each contender has its turn")
     args = parser.parse_args(argv)
     try:
-        studies = [load_study(name) for name in (args.study, args.larger)]
+        studies = [load_study(name) for name in dict.fromkeys((args.study, args.larger))]
     except ValueError as error:  # ParameterError is one
         print(error, file=sys.stderr)
         return 2
     folder, tables = OUTPUTS / studies[0].study / "results", {}
     folder.mkdir(parents=True, exist_ok=True)
     found = alone(facts, studies[0], args.device)
+    asked = {study.study: SIZES.get(study.study, (5, 8)) for study in studies}
     for study in studies:
-        rounds, steps = SIZES.get(study.study, (5, 8))
-        ratios, parts = alone(size, study, args.device, args.rounds or rounds, steps)
+        rounds, steps = asked[study.study]
+        ratios, parts = alone(at_size, study, args.device, args.rounds or rounds, steps)
         console.print(f"{study.study}: {json.dumps({k: v for k, v in ratios.items() if k != 'spread'})}")
         found |= ratios if study is studies[0] else {study.study.replace("-", "_"): ratios}
         keep(folder, found, tables, study, parts)
     tables["scaling"] = [alone(grow, studies[0], args.device)]
     for study in studies:
-        rounds, steps = SIZES.get(study.study, (5, 8))
+        rounds, steps = asked[study.study]
         rungs = ladder.climb(study, args.device, max((args.rounds or rounds) // 2, 1), steps)
         keep(folder, found, tables, study, dict(ladder=rungs))
     return 0

@@ -8,15 +8,26 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hybridlib.config import Run
 from hybridlib.records import RunFolder
-from hybridlib.training.assemble import make_trainer
-from hybridlib.training.data import DataSource
-from hybridlib.training.models import build, loss_fn
+from hybridlib.speed.side_by_side import timed
+from hybridlib.training.assemble import make_trainer, pick_device
+from hybridlib.training.data import DataSource, open_source
+from hybridlib.training.models import Batch, build, loss_fn
 from hybridlib.training.optimizers import make_optimizer
+
+
+def opened(run: Run, device_choice: str) -> tuple[DataSource, torch.device]:
+    """The data and the device of a run."""
+    return open_source(run.source, run.model.vocab_size, run.batch_size, run.seq_len), pick_device(device_choice, run.threads)
+
+
+def batch_of(run: Run, source: DataSource, device: torch.device, at: int) -> Batch:
+    return tuple(part.to(device) for part in source.batch(run.seed, at))
 
 
 class BareLoop:
@@ -32,14 +43,17 @@ class BareLoop:
         return [timed(self._step, self.device) for _ in range(self.steps)]
 
     def _step(self) -> None:
-        tokens, targets = (part.to(self.device) for part in self.source.batch(self.run.seed, next(self.at)))
+        batch = batch_of(self.run, self.source, self.device, next(self.at))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
-            logits = self.model(input_ids=tokens).logits
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+            loss = self._loss(batch)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         loss.item()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        tokens, targets = batch
+        return F.cross_entropy(self.model(input_ids=tokens).logits.flatten(0, 1).float(), targets.flatten())
 
 
 class SameParts(BareLoop):
@@ -49,14 +63,8 @@ class SameParts(BareLoop):
         super().__init__(run, source, device, steps)
         self.optimizer = make_optimizer(run.optimizer, self.model)
 
-    def _step(self) -> None:
-        batch = tuple(part.to(self.device) for part in self.source.batch(self.run.seed, next(self.at)))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
-            loss = loss_fn(self.model, batch)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        loss.item()
+    def _loss(self, batch: Batch) -> Tensor:
+        return loss_fn(self.model, batch)
 
 
 class Hybrid:
@@ -92,7 +100,7 @@ class Hybrid:
         return real
 
     def _step(self) -> None:
-        batch = tuple(part.to(self.device) for part in self.source.batch(self.run.seed, self.trainer.real_steps))
+        batch = batch_of(self.run, self.source, self.device, self.trainer.real_steps)
         self.records.add(self.trainer.step(batch))
 
 
@@ -143,14 +151,3 @@ class Rows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return dict(input_ids=self.rows[index], labels=self.rows[index])
-
-
-def timed(step, device: torch.device) -> float:
-    """Seconds of a call, the device's outstanding work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started

@@ -2,8 +2,8 @@
 
 from hybridlib.config import Run
 from hybridlib.speed.alone import alone
-from hybridlib.training.assemble import make_trainer, pick_device, warm_up_kernels
-from hybridlib.training.data import open_source
+from hybridlib.speed.contenders import batch_of, opened
+from hybridlib.training.assemble import make_trainer, warm_up_kernels
 from hybridlib.training.memory import give_back
 from hybridlib.training.meter import Meter
 
@@ -14,8 +14,7 @@ def peaks_mb(run: Run, device: str, cycles: int = 2) -> dict[str, float]:
 
 
 def _peaks_mb(run: Run, device_choice: str, cycles: int) -> dict[str, float]:
-    device = pick_device(device_choice, run.threads)
-    source = open_source(run.source, run.model.vocab_size, run.batch_size, run.seq_len)
+    source, device = opened(run, device_choice)
     warm_up_kernels(run, device)
     give_back()
     meter = Meter(device)
@@ -24,6 +23,6 @@ def _peaks_mb(run: Run, device_choice: str, cycles: int) -> dict[str, float]:
     steps = cycle.warmup + cycles * (cycle.full + cycle.predict + cycle.correct) if cycle else 20
     found: dict[str, float] = {}
     for _ in range(steps):
-        record = trainer.step(tuple(part.to(device) for part in source.batch(run.seed, trainer.real_steps)))
+        record = trainer.step(batch_of(run, source, device, trainer.real_steps))
         found[record.phase] = max(found.get(record.phase, 0.0), record.peak_mb)
     return found | {"run": max(found.values())}

@@ -4,10 +4,8 @@ import pandas as pd
 
 from hybridlib.config import Run, Study
 from hybridlib.speed.alone import alone
-from hybridlib.speed.contenders import Hybrid
+from hybridlib.speed.contenders import Hybrid, opened
 from hybridlib.speed.side_by_side import Spread
-from hybridlib.training.assemble import pick_device
-from hybridlib.training.data import open_source
 
 RUNGS = ["baseline_bf16", "hybrid", "hybrid_bf16", "hybrid_accumulation", "hybrid_offload", "memory_optimized"]
 
@@ -26,9 +24,8 @@ def climb(study: Study, device: str, rounds: int, steps: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _ratios(run: Run, plain: Run, device_name: str, rounds: int, steps: int) -> list[float]:
-    device = pick_device(device_name, plain.threads)
-    source = open_source(plain.source, plain.model.vocab_size, plain.batch_size, plain.seq_len)
+def _ratios(run: Run, plain: Run, device_choice: str, rounds: int, steps: int) -> list[float]:
+    source, device = opened(plain, device_choice)
     pair = [Hybrid(each, source, device, steps) for each in (plain, run)]
     for _ in range(rounds + 1):  # the first round loads libraries, and has the run's Warmup in it
         for contender in pair:

@@ -3,13 +3,19 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from hybridlib.config import Run
-from hybridlib.speed.contenders import timed
+from hybridlib import provenance
+from hybridlib.config import Run, Study
+from hybridlib.speed.contenders import batch_of, opened
+from hybridlib.speed.share import training_share
+from hybridlib.speed.side_by_side import timed
+from hybridlib.studies import OUTPUTS
+from hybridlib.training.assemble import device_name
 from hybridlib.training.data import DataSource
 from hybridlib.training.loss import linear_cross_entropy
 from hybridlib.training.models import build, flops_per_token
@@ -35,6 +41,22 @@ def copy_bytes_per_s(device: torch.device, repeats: int = 5) -> float:
     return 2 * COPIED / float(np.median(seconds))
 
 
+def facts(study: Study, device_choice: str) -> dict[str, Any]:
+    """What this machine can do at best, which machine and code it was, and what a study's time there went into."""
+    run = study.run("baseline", "text", study.pilot_seeds[0])
+    _, device = opened(run, device_choice)
+    return dict(
+        gemm_fp32_flops_per_s=gemm_flops_per_s(device, torch.float32),
+        gemm_bf16_flops_per_s=gemm_flops_per_s(device, torch.bfloat16),
+        copy_bytes_per_s=copy_bytes_per_s(device),
+        training_share=training_share(OUTPUTS / study.study),
+        device=device_name(device, run.threads),
+        code=provenance.code(),
+        versions=provenance.versions(),
+        measured_at=provenance.now(),
+    )
+
+
 def step_flops(run: Run) -> int:
     """Floating-point operations of one real step, forward and backward."""
     return flops_per_token(run.model, run.seq_len) * run.batch_size * run.seq_len
@@ -56,7 +78,7 @@ def anatomy(run: Run, source: DataSource, device: torch.device, steps: int) -> p
 
     for at in range(steps + 1):
         with clock("batch"):
-            tokens, targets = (part.to(device) for part in source.batch(run.seed, at))
+            tokens, targets = batch_of(run, source, device, at)
         with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
             with clock("forward"):
                 hidden = model.transformer(input_ids=tokens).last_hidden_state

@@ -6,26 +6,23 @@ import pandas as pd
 import torch
 
 from hybridlib.config import Run, Study
-from hybridlib.speed.contenders import BareLoop, Hybrid, HuggingFace, SameParts, timed
+from hybridlib.speed.contenders import BareLoop, Hybrid, HuggingFace, SameParts, opened
 from hybridlib.speed.footprint import peaks_mb
-from hybridlib.speed.machine import gemm_flops_per_s, step_flops
-from hybridlib.speed.side_by_side import Spread, in_turns, ratio
-from hybridlib.training.assemble import pick_device
-from hybridlib.training.data import open_source
+from hybridlib.speed.machine import anatomy, gemm_flops_per_s, step_flops
+from hybridlib.speed.side_by_side import Spread, in_turns, ratio, timed
 
-# Contender -> who it is, in figures and tables.
+# Names of contenders that ratios are made of.
 PLAIN, REAL, JUMPING = "baseline", "hybrid, a real step", "memory_optimized, a real step"
 
 
-def at_size(study: Study, device_name: str, rounds: int, steps: int) -> tuple[dict[str, Any], pd.DataFrame]:
-    """The ratios at a study's size, and every block's time behind them (columns of `in_turns`).
+def at_size(study: Study, device_choice: str, rounds: int, steps: int) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """The ratios at a study's size; every block's time behind them (columns of `in_turns`), and a step's anatomy.
 
     `steps` is the length of a block, in real steps.
     """
     runs = {arm: study.run(arm, "text", study.pilot_seeds[0]) for arm in ("baseline", "hybrid", "memory_optimized")}
     plain = runs["baseline"]
-    device = pick_device(device_name, plain.threads)
-    source = open_source(plain.source, plain.model.vocab_size, plain.batch_size, plain.seq_len)
+    source, device = opened(plain, device_choice)
     hybrid, lean = (Hybrid(runs[arm], source, device, steps) for arm in ("hybrid", "memory_optimized"))
     contenders = {
         "Hugging Face Trainer": HuggingFace(plain, source, device, steps),
@@ -45,13 +42,16 @@ def at_size(study: Study, device_name: str, rounds: int, steps: int) -> tuple[di
         "offload_share": offload_share(lean),
         "gemm_share": gemm_share(plain, times, device),
     }
-    return numbers(found | memory_ratios(runs, device_name)), times
+    ratios = numbers(found | memory_ratios(runs, device_choice))
+    return ratios, dict(times=times, anatomy=anatomy(plain, source, device, 2 * steps))
 
 
 def offload_share(lean: Hybrid, repeats: int = 3) -> Spread:
     """What it takes to bring the optimizer's state off the device and back, over a cycle's time."""
     memory, device = lean.trainer.memory, lean.device
-    cycle_s = lean.nominal_s[-1] * lean.nominal_steps
+    memory.come_back()  # a block may end in Predict, with the state away
+    cycle = lean.run.schedule
+    cycle_s = lean.nominal_s[-1] * (cycle.full + cycle.predict + cycle.correct)  # a block may have several
     moved = [timed(memory.leave, device) + timed(memory.come_back, device) for _ in range(repeats)]
     return Spread.of(pd.Series(moved) / cycle_s)
 
@@ -63,9 +63,9 @@ def gemm_share(run: Run, times: pd.DataFrame, device: torch.device) -> Spread:
     return Spread.of(rates / gemm_flops_per_s(device, dtype))
 
 
-def memory_ratios(runs: dict[str, Run], device_name: str) -> dict[str, Spread]:
+def memory_ratios(runs: dict[str, Run], device_choice: str) -> dict[str, Spread]:
     """Peak memory in Predict and of the whole run of `memory_optimized`, over the baseline's peak."""
-    plain, lean = (peaks_mb(runs[arm], device_name) for arm in ("baseline", "memory_optimized"))
+    plain, lean = (peaks_mb(runs[arm], device_choice) for arm in ("baseline", "memory_optimized"))
     return {
         "predict_memory_ratio": Spread.of(pd.Series([lean["predict"] / plain["run"]])),
         "run_memory_ratio": Spread.of(pd.Series([lean["run"] / plain["run"]])),

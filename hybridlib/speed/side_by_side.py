@@ -1,13 +1,26 @@
 """Times things against one another: in turns, in one process, so that a slow minute of the machine slows all of them."""
 
 import random
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 
 Block = Callable[[], list[float]]  # does the work some times over, and returns the seconds of each
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call, the device's outstanding work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started_s = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started_s
 
 
 @dataclass(frozen=True)
@@ -22,9 +35,6 @@ class Spread:
     def of(cls, values: "pd.Series[float]") -> "Spread":
         low, median, high = np.percentile(values, [25, 50, 75])
         return cls(float(median), float(low), float(high))
-
-    def record(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def in_turns(contenders: Mapping[str, Block], rounds: int, seed: int = 0) -> pd.DataFrame:
