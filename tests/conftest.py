@@ -1,15 +1,18 @@
-"""Records small enough to check by hand: a study of 40 steps whose losses and times follow formulas."""
+"""What several tests need: a study of 40 steps whose losses and times follow formulas, and weights for predictors to move."""
 
 import math
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from torch import Tensor
 
 from hybridlib.config import Run
 from hybridlib.records import EvalRecord, RunFolder, StepRecord
 from hybridlib.studies import load_study
 from hybridlib.summary import summarise
+from hybridlib.training.predictors.base import Predictor, Weights
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -120,3 +123,27 @@ def fake_study(tmp_path: Path) -> FakeStudy:
         for arm in ARMS:
             fake.write(arm, seed)
     return fake
+
+
+def some_weights(seed: int = 0, dtype: torch.dtype = torch.float32) -> Weights:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"h.0.attn.weight": (6, 9), "h.1.attn.weight": (6, 9), "h.0.out.weight": (9, 4), "h.0.bias": (9,), "wte.weight": (12, 6)}
+    return [(name, torch.randn(shape, generator=generator).to(dtype)) for name, shape in shapes.items()]
+
+
+def walk(predictor: Predictor, weights: Weights, steps: int, seed: int = 1) -> None:
+    """A Full phase: small random moves, observed."""
+    generator = torch.Generator().manual_seed(seed)
+    predictor.start(weights)
+    for _ in range(steps):
+        for _, weight in weights:
+            weight.add_(0.01 * torch.randn(weight.shape, generator=generator).to(weight.dtype))
+        predictor.observe(weights)
+
+
+def values(weights: Weights) -> list[Tensor]:
+    return [weight.clone() for _, weight in weights]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other))
