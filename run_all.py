@@ -2,7 +2,7 @@
 
 Complete and up-to-date jobs are skipped, interrupted ones resumed; a run whose parameters or training code changed is
 trained again. Exit status: 0 if every job of the plan is complete, 1 if not, 2 for a wrong argument or parameter file,
-130 if interrupted.
+130 if interrupted and 75 if ended by SIGTERM: both after a checkpoint, and the same command goes on from there.
 """
 
 import argparse
@@ -22,11 +22,13 @@ from rich.table import Table
 
 from hybridlib import execute, report
 from hybridlib.live import ProgressLine, duration
+from hybridlib.orphans import end_with
 from hybridlib.pipeline import Pipeline, known_times
 from hybridlib.plan import STAGES, Job, estimated_s, plan
 from hybridlib.records import RunFolder
 from hybridlib.studies import OUTPUTS, load_study
 
+RESUMABLE = os.EX_TEMPFAIL  # 75, in sysexits.h: try again later
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 
@@ -68,8 +70,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     folder = OUTPUTS / study.study
     folder.mkdir(parents=True, exist_ok=True)
-    for polite in (signal.SIGINT, signal.SIGTERM):  # a kill stops as cleanly as Ctrl-C
-        signal.signal(polite, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, stop)
     lock = FileLock(folder / ".lock")
     try:
         with lock.acquire(timeout=0):
@@ -79,6 +81,11 @@ def main(argv: list[str] | None = None) -> int:
         holder = (folder / ".lock").read_text()
         console.print(f"[red]{folder} is in use by another run_all.py ({holder}): wait for it, or stop it.[/]")
         return 1
+
+
+def stop(number: int, frame: object) -> None:
+    """A polite kill stops as cleanly as Ctrl-C."""
+    raise KeyboardInterrupt(number)
 
 
 def print_plan(jobs: list[Job], study: str, args: argparse.Namespace) -> None:
@@ -125,24 +132,30 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
                 if not args.keep_going:
                     console.print("Stopped at the first failure; --keep-going goes on with the other jobs.")
                     break
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the cell that was cut off would report its kernel's death
         pipeline.write()
         console.print("Stopped. The same command goes on from here.")
-        return 130
+        return RESUMABLE if interrupt.args == (signal.SIGTERM,) else 130
     return conclude(jobs, pipeline, time.monotonic() - started)
 
 
 def train_sweeps(study: str) -> int:
     """The sweeps around the study, in processes of their own; their exit status."""
-    return subprocess.run([sys.executable, "-m", "hybridlib.training.trials", "--study", study]).returncode
+    return beside([sys.executable, "-m", "hybridlib.training.trials", "--study", study])
 
 
 def measure_speed(args: argparse.Namespace) -> int:
     """Times this machine, in processes of their own, with nothing beside them; the exit status."""
     console.print("Measuring speed: some minutes, with the machine to itself.")
     command = [sys.executable, "-m", "hybridlib.speed", "--study", args.study, "--device", args.device]
-    return subprocess.run(command).returncode
+    return beside(command)
+
+
+def beside(command: list[str]) -> int:
+    """Runs a command in a process that ends with this one; its exit status."""
+    me = os.getpid()
+    return subprocess.run(command, preexec_fn=lambda: end_with(me)).returncode
 
 
 def attempt(job: Job, label: str, pipeline: Pipeline) -> bool:

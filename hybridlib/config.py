@@ -19,6 +19,9 @@ PRESETS = {
 }
 
 
+FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$"  # what names a folder of records: it leads out of none
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -126,15 +129,22 @@ class Guards(Strict):
     window_steps: int = Field(default=50, ge=2)
     sigmas: float = Field(default=6.0, gt=0)
     floor_nats: float = Field(default=0.5, gt=0)
+    gradient_factor: float = Field(default=100.0, gt=1)
     grace_steps: int = Field(default=3, ge=0)
 
 
 class Fault(Strict):
-    """A fault put in on purpose: the learning rate times `factor` for one real step."""
+    """A fault put in on purpose at one nominal step: a learning rate or gradient `factor` times as large, a gradient
+    `factor` times as small, a gradient that is infinite or not a number, a batch with shuffled targets, a jump `factor`
+    times as far (a step that begins Predict), memory for half of the batch alone.
+    """
 
-    kind: Literal["lr_spike"]
+    kind: Literal[
+        "lr_spike", "exploding_gradient", "vanishing_gradient", "nan_gradient", "inf_gradient", "corrupt_batch", "wild_jump",
+        "out_of_memory",
+    ]  # fmt: skip
     step: int = Field(ge=1)
-    factor: float = Field(gt=1)
+    factor: float = Field(default=1e4, gt=1)
 
 
 class Arm(Strict):
@@ -168,9 +178,9 @@ class Arm(Strict):
 class Run(Arm):
     """One run, complete: an arm x a seed x a data source of a study. All that its records depend on is here."""
 
-    study: str
-    arm: str
-    data: str
+    study: str = Field(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$")
+    arm: str = Field(pattern=FILE_NAME)
+    data: str = Field(pattern=FILE_NAME)
     seed: int = Field(ge=0)
     model: Model
     source: Source

@@ -1,9 +1,12 @@
 """Executes one job: its notebook, with its parameters, in a fresh kernel. papermill does the work."""
 
+import asyncio
 import hashlib
 import json
+import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +17,32 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
 
 from hybridlib import progress
+from hybridlib.orphans import end_with
 from hybridlib.plan import CHAPTERS, READERS, STAGES, Job
 from hybridlib.studies import OUTPUTS, PARAMS, ROOT
 
 NOTEBOOKS = ROOT / "notebooks"
+PATIENCE_S = 30.0  # for a checkpoint, which takes a step's time and a write's
 
 
 class Kernel(AsyncKernelManager):
-    """A kernel without a log: errors of cells reach the notebook, the noise of an interrupted process nobody."""
+    """A kernel without a log: errors of cells reach the notebook, the noise of an interrupted process nobody.
+
+    It outlives neither its work nor this process.
+    """
 
     async def start_kernel(self, **options: Any) -> None:
-        await super().start_kernel(stderr=subprocess.DEVNULL, **options)
+        me = os.getpid()
+        await super().start_kernel(stderr=subprocess.DEVNULL, preexec_fn=lambda: end_with(me), **options)
+
+    async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+        """Asks first: a kernel that trains makes a checkpoint then, any other ends at once."""
+        if self.provisioner is not None:
+            await self.provisioner.terminate()
+            until_s = time.monotonic() + PATIENCE_S
+            while await self.provisioner.poll() is None and time.monotonic() < until_s:
+                await asyncio.sleep(0.05)
+        await super().shutdown_kernel(now=now, restart=restart)
 
 
 class JobFailed(Exception):

@@ -8,7 +8,7 @@ from hybridlib.provenance import predictor_sha256, training_sha256
 from hybridlib.records import RunFolder
 from hybridlib.studies import OUTPUTS
 
-State = Literal["missing", "partial", "stale", "extendable", "complete"]
+State = Literal["missing", "partial", "damaged", "stale", "extendable", "complete"]
 
 
 def folder(run: Run) -> Path:
@@ -21,11 +21,14 @@ def checkpoint_path(run: Run) -> Path:
 
 
 def state(run: Run) -> State:
-    """`stale`: other parameters or other training code; `extendable`: done but for the way to its target.
+    """`damaged`: not as it was written; `stale`: other parameters or other training code; `extendable`: done but for the way to its target.
 
     A run is extendable once its baseline is known, while it has not reached that loss and may still go on.
     """
-    facts = RunFolder(folder(run)).facts
+    records = RunFolder(folder(run))
+    facts = records.facts
+    if facts is None and records.damage():
+        return "damaged"
     if facts is None:
         return "partial" if checkpoint_path(run).exists() else "missing"
     if not is_current(run, facts):

@@ -1,18 +1,53 @@
 """What several tests need: a study of 40 steps whose losses and times follow formulas, and weights for predictors to move."""
 
+import json
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
 from torch import Tensor
 
 from hybridlib.config import Run
-from hybridlib.records import EvalRecord, RunFolder, StepRecord
+from hybridlib.records import EvalRecord, RunFolder, StepRecord, write_atomically
 from hybridlib.studies import load_study
 from hybridlib.summary import summarise
 from hybridlib.training.predictors.base import Predictor, Weights
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much the tests of reliability try; `make crash-test` asks for more than a test run has time for."""
+    add = parser.addoption
+    add("--kills", type=int, default=16, help="kills of a run, at random moments")
+    add("--pipeline-kills", type=int, default=2, help="kills of run_all.py and of its kernels")
+    add("--faults", type=int, default=1, help="seeds that each fault is tried with")
+    add("--inputs", type=int, default=300, help="broken parameter files, notebooks and corpora")
+    add("--seed", type=int, default=0, help="of all that is random in them")
+    add("--record", type=Path, help="a folder for what was measured: reliability.json and its tables")
+
+
+class Measured:
+    """Keeps what the tests of reliability measured, in `reliability.json` and in tables beside it, if asked to."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def add(self, **facts: float) -> None:
+        if self.folder:
+            file = self.folder / "reliability.json"
+            before = json.loads(file.read_text()) if file.exists() else {}
+            write_atomically(file, json.dumps(before | facts, indent=1) + "\n")
+
+    def table(self, name: str, rows: list[dict]) -> None:
+        if self.folder:
+            write_atomically(self.folder / f"reliability_{name}.csv", pd.DataFrame(rows).to_csv(index=False))
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Measured:
+    return Measured(request.config.getoption("record"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

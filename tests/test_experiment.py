@@ -1,49 +1,20 @@
-"""Whole runs: records that add up, equal to the last digit when repeated, killed or extended later."""
+"""Whole runs: records that add up, equal to the last digit when repeated or extended later."""
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from tiny import baseline, run, timeless
 
 from hybridlib import progress
-from hybridlib.config import Run
 from hybridlib.records import RunFolder
 from hybridlib.training.experiment import train
-
-TINY = dict(
-    study="tiny", data="markov", seed=5, steps=64, batch_size=4, seq_len=16, log_every=5, eval_every=8, eval_batches=2,
-    snapshot_every=12, threads=1, model=dict(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=48),
-    source=dict(kind="markov"),
-)  # fmt: skip
-HYBRID = dict(
-    arm="hybrid", schedule=dict(warmup=4, full=4, predict=8, correct=3), predictor=dict(name="spectral"), memory="offload"
-)
-
 
 @pytest.fixture(autouse=True)
 def own_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(progress, "OUTPUTS", tmp_path)
     return tmp_path
-
-
-def run(**changes) -> Run:
-    return Run(**TINY | HYBRID | changes)
-
-
-def baseline(**changes) -> Run:
-    return Run(**TINY | dict(arm="baseline", role="baseline") | changes)
-
-
-def timeless(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What must be the same on every machine day: all columns but time and memory."""
-    records = RunFolder(folder)
-    return records.steps().drop(columns=["step_s", "jump_s", "peak_mb"]), records.evals().drop(columns="train_s")
 
 
 def test_records_add_up() -> None:
@@ -94,31 +65,6 @@ def test_the_clock_leaves_out_the_first_steps_and_the_evaluations() -> None:
     steps, evals = records.steps(), records.evals()
     for row in evals.itertuples():
         assert row.train_s == pytest.approx(steps[(steps.step > 3) & (steps.step <= row.step)].step_s.sum())
-
-
-CHILD = "import sys, json; from hybridlib.config import Run; from hybridlib.training.experiment import train; train(Run(**json.loads(sys.argv[1])), 'cpu')"
-
-
-@pytest.mark.parametrize("rows", [7, 30, 52])
-def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path: Path, rows: int) -> None:
-    killed, whole = run(study="killed", steps=200), run(study="whole", steps=200)
-    train(whole, "cpu")
-    command = [sys.executable, "-c", CHILD, killed.model_dump_json()]
-    steps_csv = progress.folder(killed) / "steps.csv"
-    child = subprocess.Popen(command, env=os.environ | {"HYBRIDLIB_OUTPUTS": str(tmp_path)})
-    deadline = time.monotonic() + 60
-    while child.poll() is None and (not steps_csv.exists() or steps_csv.read_text().count("\n") < rows):
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert progress.state(killed) == "partial"
-    with steps_csv.open("a") as file:
-        file.write("199,full,1,3.1")  # a line cut short
-    facts = train(killed, "cpu")
-    assert facts["resumed"] and progress.state(killed) == "complete"
-    for one, other in zip(timeless(progress.folder(killed)), timeless(progress.folder(whole))):
-        pd.testing.assert_frame_equal(one, other, check_exact=True)
 
 
 def test_a_learning_rate_spike_is_recorded_rolled_back_and_recovered_from() -> None:

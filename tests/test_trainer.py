@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hybridlib.config import Model, Source
+from hybridlib.training.checkpoint import Snapshots
 from hybridlib.training.data import open_source
 from hybridlib.training.memory import PredictAware
 from hybridlib.training.models import build, loss_fn
@@ -70,8 +71,9 @@ def test_offloading_changes_no_bit() -> None:
 def test_a_restored_trainer_goes_on_bitwise(predictor: str) -> None:
     one, other = make(predictor=predictor), make(predictor=predictor)
     go(one, 17)  # into the second Full phase
-    tensors, facts = one.state_dict()
-    other.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, facts)
+    snapshots = Snapshots()
+    snapshots.save(*one.state_dict())
+    other.load_state_dict(*snapshots.load())
     assert go(one, 43) == go(other, 43) and torch.equal(flat(one), flat(other))
 
 

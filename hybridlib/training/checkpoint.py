@@ -1,21 +1,22 @@
-"""Snapshots of a training state: on disk, atomic, and free of code when loaded (safetensors).
+"""Snapshots of a training state: in memory, or on disk, where they are checked before they are used.
 
-A state is a flat mapping of tensors and a mapping of JSON values.
+A state is a flat mapping of tensors, or of what is kept elsewhere and read when needed, and a mapping of JSON values.
 """
 
-import json
-import os
+import warnings
 from pathlib import Path
 from typing import Any, Callable
 
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from hybridlib.records import writing
+from hybridlib.training import tensor_file
 from hybridlib.training.optimizers import parts
 from hybridlib.training.predictors.base import Weights
+from hybridlib.training.store import Kept
 
-Tensors = dict[str, Tensor]
+Tensors = dict[str, Tensor | Kept]
+Snapshot = tuple[dict[str, Tensor], dict[str, Any]]
 LR = ("lr", "initial_lr")  # set before each step
 
 
@@ -23,44 +24,63 @@ class Snapshots:
     """The last snapshot, in memory: what a trainer rolls back to when it is given no file."""
 
     def __init__(self) -> None:
-        self._last: tuple[Tensors, dict[str, Any]] | None = None
+        self._last: Snapshot | None = None
 
     def save(self, tensors: Tensors, facts: dict[str, Any]) -> None:
-        self._last = {name: tensor.detach().clone() for name, tensor in tensors.items()}, facts
+        self._last = {k: t.read() if isinstance(t, Kept) else t.detach().clone() for k, t in tensors.items()}, facts
 
-    def load(self) -> tuple[Tensors, dict[str, Any]] | None:
+    def load(self) -> Snapshot | None:
         """The last snapshot, None before the first."""
         return self._last
 
 
 class CheckpointFile:
-    """The last snapshot, in one safetensors file that is replaced atomically: a resumed run starts from it.
+    """The last two snapshots, each in a safetensors file with a checksum: a resumed run starts from the newest sound one.
 
-    `before_save` runs first: what the snapshot presupposes (the records up to it) must be on disk before it is.
+    The newest is replaced by renaming: a kill leaves the old one, the new one, or the one before them. No write is forced
+    to the disk: what a power failure tears is found by its checksum, and the one before it has long been written.
+    `before_save` runs first: what the snapshot presupposes (the records up to it) must be on disk before it is; the facts
+    that it returns are saved too.
     """
 
-    def __init__(self, path: Path, before_save: Callable[[], None], about: dict[str, Any]) -> None:
+    def __init__(self, path: Path, before_save: Callable[[], dict[str, Any]], about: dict[str, Any]) -> None:
         self.path, self.before_save, self.about = path, before_save, about
+        self.previous = path.with_name(f"{path.stem}.previous{path.suffix}")
 
     def save(self, tensors: Tensors, facts: dict[str, Any]) -> None:
-        self.before_save()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Raises `StorageError` if there is no room for it; earlier snapshots are still there then."""
+        facts = self.about | facts | self.before_save()
         part = self.path.with_suffix(".part")
-        contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, part, metadata={"facts": json.dumps(self.about | facts)})
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        part.replace(self.path)
+        with writing(self.path, tensor_file.size_bytes(tensors)):
+            try:
+                tensor_file.write(part, tensors, facts)
+                if self.path.exists():
+                    self.path.replace(self.previous)
+                part.replace(self.path)
+            finally:
+                part.unlink(missing_ok=True)
 
-    def load(self) -> tuple[Tensors, dict[str, Any]] | None:
-        """The last snapshot's tensors, on the host, and its facts; None if there is no file."""
-        if not self.path.exists():
-            return None
-        with safe_open(self.path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["facts"])
+    def load(self, accept: Callable[[dict[str, Any]], bool] = lambda facts: True) -> Snapshot | None:
+        """The newest snapshot that is sound and accepted, its tensors on the host; None if there is none.
+
+        Warns of a file that is damaged.
+        """
+        for path in filter(Path.exists, (self.path, self.previous)):
+            try:
+                tensors, facts = tensor_file.read(path)
+            except tensor_file.Damaged as error:
+                warnings.warn(f"{error}; going on from an earlier state", stacklevel=2)
+                continue
+            if accept(facts):
+                return tensors, facts
+        return None
+
+    def remove(self) -> None:
+        for path in (self.path, self.previous, self.path.with_suffix(".part")):
+            path.unlink(missing_ok=True)
 
 
-def under(prefix: str, tensors: Tensors) -> Tensors:
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -81,7 +101,7 @@ def optimizer_counters(optimizer: Any) -> list[dict[str, Any]]:
     return [{k: v for k, v in group.items() if isinstance(v, (bool, int, float)) and k not in LR} for group in groups]
 
 
-def load_optimizer(optimizer: Any, weights: Weights, tensors: Tensors, counters: list[dict[str, Any]]) -> None:
+def load_optimizer(optimizer: Any, weights: Weights, tensors: dict[str, Tensor], counters: list[dict[str, Any]]) -> None:
     """The inverse of `optimizer_tensors` and `optimizer_counters`."""
     for at, part in enumerate(parts(optimizer)):
         part.state.clear()

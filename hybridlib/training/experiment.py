@@ -1,7 +1,10 @@
 """One run of the study, from parameters to records: the loop around HybridTrainer, resumable at any moment."""
 
+import hashlib
 import math
+import sys
 import time
+import warnings
 from typing import Any
 
 import torch
@@ -14,30 +17,39 @@ from hybridlib.summary import UNTIMED_STEPS, summarise
 from hybridlib.training.assemble import device_name, make_trainer, pick_device, warm_up_kernels
 from hybridlib.training.checkpoint import CheckpointFile
 from hybridlib.training.data import DataSource, open_source
-from hybridlib.training.faults import spiked
+from hybridlib.training.faults import NO_FAULT, make_fault
 from hybridlib.training.memory import give_back
 from hybridlib.training.meter import Meter, nvml_used_mb
 from hybridlib.training.models import Batch, loss_fn
 from hybridlib.training.optimizers import set_learning_rate
 from hybridlib.training.phases import Phase, PhaseState
+from hybridlib.training.preemption import Preemption
 from hybridlib.training.trainer import HybridTrainer
 
 
 def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
-    """Takes a run to its end, or on from its last checkpoint, and returns its `run.json`."""
+    """Takes a run to its end, or on from its last checkpoint, and returns its `run.json`.
+
+    Raises `RunInUse` while another process trains it. SIGTERM makes a checkpoint and then ends the process.
+    """
     device = pick_device(device_choice, run.threads)
     records = RunFolder(progress.folder(run))
+    with records.locked(), Preemption() as preemption:
+        return _train(run, device, records, preemption)
+
+
+def _train(run: Run, device: torch.device, records: RunFolder, preemption: Preemption) -> dict[str, Any]:
     source = open_source(run.source, run.model.vocab_size, run.batch_size, run.seq_len)
     warm_up_kernels(run, device)
     give_back()
     meter = Meter(device)  # before there is a model: what memory is counted from
     about = progress.identity(run)
     about |= dict(started_at=provenance.now(), device=device_name(device, run.threads), corpus_sha256=source.sha256)
-    file = CheckpointFile(progress.checkpoint_path(run), records.flush, about)
+    file = CheckpointFile(progress.checkpoint_path(run), lambda: dict(files=records.marks()), about)
     trainer = make_trainer(run, device, snapshots=file, meter=meter)
     resumed = resume(run, trainer, records, file)
-    compile_s = compiled(trainer, source, run) if run.compile else 0.0
-    loop = Loop(run, trainer, records, source)
+    loop = Loop(run, trainer, records, source, preemption)
+    compile_s = loop.rehearse() if run.compile else 0.0
     loop.until(run.steps)
     if run.extend > 1:
         trainer.snapshot()  # where an extension starts, should the target be known only later
@@ -50,6 +62,7 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
         resumed=resumed,
         compile_s=compile_s,
         model_parameters=sum(weight.numel() for _, weight in trainer.weights),
+        weights_sha256=weights_sha256(trainer.model),
         memory_floor_mb=trainer.meter.floor_mb,
         nvml_used_mb=nvml_used_mb(device),
         target_loss=progress.target_loss(run),
@@ -59,42 +72,56 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
     facts["summary"] = summarise(records.flushed_steps(), records.evals(), run.steps, tokens)
     records.finish(facts)
     if run.extend == 1 or facts["target_loss"] is not None:
-        progress.checkpoint_path(run).unlink(missing_ok=True)
+        file.remove()
     return facts
 
 
 def resume(run: Run, trainer: HybridTrainer, records: RunFolder, file: CheckpointFile) -> bool:
-    """Loads the last checkpoint if this code and these parameters made it; else clears the folder for a fresh start."""
-    snapshot = file.load()
-    if snapshot is None or not progress.is_current(run, snapshot[1]) or snapshot[1]["device"] != file.about["device"]:
-        for name in ("steps.csv", "evals.csv", "run.json", "checkpoint.safetensors"):
+    """Goes on from the newest sound checkpoint of this code and these parameters whose records are as it left them.
+
+    Where there is none the folder is cleared for a fresh start. Warns of what was found damaged.
+    """
+
+    def fits(facts: dict[str, Any]) -> bool:
+        if not progress.is_current(run, facts) or facts["device"] != file.about["device"]:
+            return False
+        if not (whole := records.cut_back(facts["files"])):
+            warnings.warn(f"{records.path}: its CSV files are not as a checkpoint left them; going on from an earlier state")
+        return whole
+
+    if said := records.damage():
+        warnings.warn(f"{said}; the run is trained again")
+    snapshot = file.load(fits)
+    if snapshot is None:
+        for name in ("steps.csv", "evals.csv", "run.json"):
             (records.path / name).unlink(missing_ok=True)
+        file.remove()
         return False
     trainer.load_state_dict(*snapshot)
     file.about["started_at"] = snapshot[1]["started_at"]
     (records.path / "run.json").unlink(missing_ok=True)
-    records.truncate(trainer.state.step - 1)
     return True
-
-
-def compiled(trainer: HybridTrainer, source: DataSource, run: Run) -> float:
-    """Compiles a run's steps ahead of them, off the clock; returns the seconds that it took."""
-    started_s = time.perf_counter()
-    trainer.rehearse(tuple(part.to(trainer.device) for part in source.batch(run.seed, 0)))
-    return time.perf_counter() - started_s
 
 
 class Loop:
     """Nominal steps, one after the other: batch, step, record, and the held-out loss off the clock."""
 
-    def __init__(self, run: Run, trainer: HybridTrainer, records: RunFolder, source: DataSource) -> None:
-        self.run, self.trainer, self.records, self.source = run, trainer, records, source
+    def __init__(
+        self, run: Run, trainer: HybridTrainer, records: RunFolder, source: DataSource, preemption: Preemption
+    ) -> None:
+        self.run, self.trainer, self.records, self.source, self.preemption = run, trainer, records, source, preemption
         self.held_out = [self._on_device(source.held_out(i)) for i in range(run.eval_batches)]
         done = records.flushed_steps()
         self.train_s = float(done[done.step > UNTIMED_STEPS].step_s.sum())
         self.held_out_loss = math.inf
         evals = records.evals()
         self.evaluated_step = int(evals.step.max()) if len(evals) else 0
+
+    def rehearse(self) -> float:
+        """Compiles the steps ahead of them, off the clock; returns the seconds that it took."""
+        started_s = time.perf_counter()
+        self.trainer.rehearse(self._on_device(self.source.batch(self.run.seed, 0)))
+        return time.perf_counter() - started_s
 
     def until(self, last_step: int) -> None:
         while self.trainer.state.step <= last_step:
@@ -113,10 +140,8 @@ class Loop:
         trainer, run, state = self.trainer, self.run, self.trainer.state
         batch = self._on_device(self.source.batch(run.seed, trainer.real_steps))
         set_learning_rate(trainer.optimizer, run.optimizer, state.step, run.steps)
-        with spiked(trainer.optimizer, run.fault, state.step) as faulty:
-            record = trainer.step(batch)
-        if faulty:
-            record.event = "+".join(filter(None, (record.event, "fault")))
+        struck = run.fault is not None and run.fault.step == state.step
+        record = trainer.step(batch, make_fault(run.fault) if struck else NO_FAULT)
         self.records.add(record)
         self.train_s += record.step_s if state.step > UNTIMED_STEPS else 0.0
         if state.step == run.steps or (self._settled(state) and state.step >= self.evaluated_step + run.eval_every):
@@ -126,6 +151,9 @@ class Loop:
             self.records.add(EvalRecord(state.step, trainer.real_steps, self.train_s, self.held_out_loss))
         if state.step % run.log_every == 0:
             self.records.flush()
+        if self.preemption.asked and trainer.state.phase is not Phase.PREDICT:  # whose steps, once jumped, take no time
+            trainer.snapshot()
+            sys.exit("stopped by SIGTERM, after a checkpoint")
 
     @staticmethod
     def _settled(state: PhaseState) -> bool:
@@ -135,6 +163,14 @@ class Loop:
 
     def _on_device(self, batch: Batch) -> Batch:
         return tuple(part.to(self.trainer.device) for part in batch)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Of all weights, in order: equal for bitwise equal models."""
+    digest = hashlib.sha256()
+    for weight in model.parameters():
+        digest.update(weight.detach().cpu().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

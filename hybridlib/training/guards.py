@@ -9,17 +9,26 @@ MIN_LOSSES = 10  # a mean and a spread of fewer say nothing
 
 
 class DivergenceMonitor:
-    """Says whether a real step has diverged.
+    """Says whether a real step has diverged, before it moves a weight.
 
-    Diverged is a loss or gradient norm that is not finite, or a loss above the running mean of the last `window_steps`
-    by more than max(`sigmas` standard deviations, `floor_nats`). The first `grace_steps` real steps after a jump answer
-    to the jump's gate instead, and are left out of the mean.
+    Diverged is a loss or gradient norm that is not finite; a loss above the running mean of the last `window_steps` by more
+    than max(`sigmas` standard deviations, `floor_nats`); a gradient norm more than `gradient_factor` times above or below
+    its running mean. The first `grace_steps` real steps after a jump answer to the jump's gate instead, and are left out of
+    the means.
     """
 
-    def __init__(self, window_steps: int = 50, sigmas: float = 6.0, floor_nats: float = 0.5, grace_steps: int = 3) -> None:
-        self.sigmas, self.floor_nats, self.grace_steps = sigmas, floor_nats, grace_steps
+    def __init__(
+        self,
+        window_steps: int = 50,
+        sigmas: float = 6.0,
+        floor_nats: float = 0.5,
+        gradient_factor: float = 100.0,
+        grace_steps: int = 3,
+    ) -> None:
+        self.sigmas, self.floor_nats, self.gradient_factor = sigmas, floor_nats, gradient_factor
+        self.grace_steps, self.grace_left = grace_steps, 0
         self.losses: deque[float] = deque(maxlen=window_steps)
-        self.grace_left = 0
+        self.grad_norms: deque[float] = deque(maxlen=window_steps)
 
     @property
     def mean(self) -> float | None:
@@ -33,12 +42,18 @@ class DivergenceMonitor:
         if self.grace_left:
             self.grace_left -= 1
             return False
-        mean = self.mean
-        if armed and mean is not None:
-            if loss > mean + max(self.sigmas * stdev(self.losses), self.floor_nats):
-                return True
+        if armed and self.mean is not None and (self._too_high(loss) or self._out_of_range(grad_norm)):
+            return True
         self.losses.append(loss)
+        self.grad_norms.append(grad_norm)
         return False
+
+    def _too_high(self, loss: float) -> bool:
+        return loss > fmean(self.losses) + max(self.sigmas * stdev(self.losses), self.floor_nats)
+
+    def _out_of_range(self, grad_norm: float) -> bool:
+        typical = fmean(self.grad_norms)
+        return not typical / self.gradient_factor <= grad_norm <= typical * self.gradient_factor
 
     def jumped(self) -> None:
         self.grace_left = self.grace_steps
@@ -46,13 +61,15 @@ class DivergenceMonitor:
     def reset(self) -> None:
         """After a rollback the weights are older: their losses start a new mean."""
         self.losses.clear()
+        self.grad_norms.clear()
         self.grace_left = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(losses=list(self.losses), grace_left=self.grace_left)
+        return dict(losses=list(self.losses), grad_norms=list(self.grad_norms), grace_left=self.grace_left)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses = deque(state["losses"], maxlen=self.losses.maxlen)
+        self.grad_norms = deque(state["grad_norms"], maxlen=self.grad_norms.maxlen)
         self.grace_left = state["grace_left"]
 
 

@@ -52,3 +52,8 @@ def give_back() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
         pass  # another C library: nothing to trim
+
+
+def ran_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an allocator raised it: CUDA's has a type of its own, the CPU's a text."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

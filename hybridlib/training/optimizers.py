@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 import torch
-from pytorch_optimizer import Lookahead
 from schedulefree import AdamWScheduleFree
 from torch import nn
 
@@ -57,6 +56,8 @@ def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimize
             optimizer.train()
             return optimizer
         case "lookahead":
+            from pytorch_optimizer import Lookahead  # here, because its hundred others take two seconds to load
+
             return Lookahead(adam(every), k=settings.slow_every, alpha=settings.slow_share)
     return adam(every)
 

@@ -9,8 +9,9 @@ from torch.optim import Optimizer
 
 from hybridlib.records import StepRecord
 from hybridlib.training.checkpoint import Snapshots, Tensors, load_optimizer, optimizer_counters, optimizer_tensors, under
+from hybridlib.training.faults import NO_FAULT, NoFault
 from hybridlib.training.guards import DivergenceMonitor, accepts_jump
-from hybridlib.training.memory import KeepOnDevice, PredictAware
+from hybridlib.training.memory import KeepOnDevice, PredictAware, give_back, ran_out_of_memory
 from hybridlib.training.meter import Meter
 from hybridlib.training.models import Batch
 from hybridlib.training.optimizers import Moments, after_jump
@@ -65,24 +66,28 @@ class HybridTrainer:
         self.last_snapshot_step = -snapshot_every
         self.before_jump = Store()
         self.last_loss: float | None = None
-        self.jump_s: float | None = None
 
     def rehearse(self, batch: Batch) -> None:
         """Computes a step's and a probe's loss and forgets them: what is compiled at first use is compiled now."""
         self._loss(batch, backward=True)
-        self._probe(batch)
+        self._loss(probe(batch))
         self.optimizer.zero_grad(set_to_none=True)
 
-    def step(self, batch: Batch) -> StepRecord:
-        """Takes one nominal step. The first of Predict jumps, and probes the batch without gradients; the others cost nothing."""
+    def step(self, batch: Batch, fault: NoFault = NO_FAULT) -> StepRecord:
+        """Takes one nominal step. The first of Predict jumps, and probes the batch without gradients; the others cost nothing.
+
+        Raises `OutOfMemoryError` where memory does not suffice for a micro-batch of one. `fault` is for tests.
+        """
         self.meter.start()
-        state, events, self.jump_s = self.state, [], None
+        state, events, grad_norm, jump_s = self.state, [] if fault is NO_FAULT else ["fault"], None, None
         if state.index == 0:
             self._enter(state)
         if state.real:
-            loss, grad_norm, event = self._real_step(batch, events)
+            loss, grad_norm, event = self._real_step(fault.batch(batch), fault, events)
+        elif state.index == 0:
+            loss, jump_s, event = self._jump(batch, fault, events)
         else:
-            loss, grad_norm, event = self._predicted_step(batch, events)
+            loss, event = None, "step"
         self.state = self.schedule.advance(state, event)
         return StepRecord(
             step=state.step,
@@ -93,7 +98,7 @@ class HybridTrainer:
             grad_norm=grad_norm,
             tokens_trained=self.tokens_trained,
             step_s=self.meter.stop(),
-            jump_s=self.jump_s,
+            jump_s=jump_s,
             peak_mb=round(self.meter.peak_mb(), 3),
             event="+".join(events),
         )
@@ -109,11 +114,12 @@ class HybridTrainer:
         if state.phase is Phase.FULL:
             self.predictor.start(self.weights)
 
-    def _real_step(self, batch: Batch, events: list[str]) -> tuple[float, float, Event]:
+    def _real_step(self, batch: Batch, fault: NoFault, events: list[str]) -> tuple[float, float, Event]:
         calm = self.state.phase in (Phase.WARMUP, Phase.FULL) and not self.monitor.grace_left
         due = calm and self.state.step - self.last_snapshot_step >= self.snapshot_every
         facts = self._facts() if due else {}
-        loss = self._loss(batch, backward=True)
+        loss = self._gradients(batch, fault, events)
+        fault.gradients(self.weights)
         grad_norm = float(torch.nn.utils.get_total_norm([w.grad for _, w in self.weights if w.grad is not None]))
         self.real_steps += 1
         self.tokens_trained += batch[0].numel()
@@ -126,46 +132,62 @@ class HybridTrainer:
             self.snapshots.save(self._tensors(), facts)
             self.last_snapshot_step = self.state.step
             events.append("checkpoint")
+        fault.before_update(self.optimizer)
         self.optimizer.step()
+        fault.after_update(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         self.predictor.observe(self.weights)
         self.read_out.observe(self.weights)
         self.last_loss = loss
         return loss, grad_norm, "step"
 
-    def _predicted_step(self, batch: Batch, events: list[str]) -> tuple[float | None, None, Event]:
-        if self.state.index:
-            return None, None, "step"
+    def _jump(self, batch: Batch, fault: NoFault, events: list[str]) -> tuple[float, float, Event]:
+        """Predicts, and undoes it where the probe says so. Returns the probe's loss, and what the predictor took in seconds."""
         for name, weight in self.weights:
             self.before_jump.put(name, weight)
         started_s = self.meter.stop()
         self.predictor.predict(self.weights, self.state.length, (self.state.step - 1) / self.schedule.total)
-        self.jump_s = self.meter.stop() - started_s
-        after = self._probe(batch)
+        jump_s = self.meter.stop() - started_s
+        if fault is not NO_FAULT:
+            for name, weight in self.weights:
+                fault.jumped(name, weight, self.before_jump.get(name, self.device))
+        after = self._loss(probe(batch))
         before = self.last_loss if self.monitor.mean is None else self.monitor.mean
         if accepts_jump(before, after, self.jump_margin_nats):
             self.monitor.jumped()
             after_jump(self.optimizer, self.moments)
             self.read_out.forget()
             events.append("jump")
-            return after, None, "step"
+            return after, jump_s, "step"
         for name, weight in self.weights:
-            weight.detach().copy_(self.before_jump.get(name, self.device))
+            self.before_jump.read(name, weight.detach())
         self.predictor.forget()
         events.append("rejected")
-        return after, None, "rejected"
+        return after, jump_s, "rejected"
 
-    def _probe(self, batch: Batch) -> float:
-        return self._loss(tuple(part[: -(-len(part) // PROBE_PARTS)] for part in batch))
+    def _gradients(self, batch: Batch, fault: NoFault, events: list[str]) -> float:
+        """The step's loss, its gradients in place. Where memory runs out, again in micro-batches of half the size."""
+        while True:
+            try:
+                return self._loss(batch, backward=True, fault=fault)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if not ran_out_of_memory(error):
+                    raise
+                if self.accumulation >= len(batch[0]):
+                    raise torch.OutOfMemoryError(f"no memory for a micro-batch of one sequence: {error}") from None
+            self.optimizer.zero_grad(set_to_none=True)  # not above: there the traceback still holds the activations
+            give_back()
+            self.accumulation *= 2
+            events.append("halved")
 
-    def _loss(self, batch: Batch, backward: bool = False) -> float:
-        """Mean loss over the micro-batches in nats, their gradients accumulated if `backward`."""
+    def _loss(self, batch: Batch, backward: bool = False, fault: NoFault = NO_FAULT) -> float:
+        """Mean loss over the batch in nats, micro-batch by micro-batch, their gradients accumulated if `backward`."""
         total = torch.zeros((), device=self.device)
-        micros = list(zip(*(part.chunk(self.accumulation) for part in batch)))  # fewer where the batch is smaller
-        for micro in micros:
+        for micro in zip(*(part.chunk(self.accumulation) for part in batch)):  # fewer where the batch is smaller
+            fault.forward(micro, batch)
             with torch.set_grad_enabled(backward):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    loss = self.loss_fn(self.model, micro) / len(micros)
+                    loss = self.loss_fn(self.model, micro) * (len(micro[0]) / len(batch[0]))
             if backward:
                 loss.backward()
             total += loss.detach()
@@ -192,7 +214,7 @@ class HybridTrainer:
         tensors: Tensors = {f"model.{name}": weight.detach() for name, weight in self.weights}
         tensors |= optimizer_tensors(self.optimizer, self.weights)
         tensors |= {f"average.{name}": tensor for name, tensor in self.read_out.mean.items()}
-        return tensors | {f"predictor.{name}": tensor for name, tensor in self.predictor.state_dict().items()}
+        return tensors | {f"predictor.{name}": kept for name, kept in self.predictor.state_dict().items()}
 
     def _facts(self) -> dict[str, Any]:
         state = self.state
@@ -205,23 +227,29 @@ class HybridTrainer:
             monitor=self.monitor.state_dict(),
             optimizer=optimizer_counters(self.optimizer),
             averaged=self.read_out.taken,
+            accumulation=self.accumulation,
         )
 
-    def load_state_dict(self, tensors: Tensors, facts: dict[str, Any]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         self._load(tensors, facts["optimizer"])
         self.predictor.load_state_dict(under("predictor.", tensors))
         self.read_out.mean, self.read_out.taken = under("average.", tensors), facts["averaged"]
         step, phase, index, length, cycle = facts["phase_state"]
         self.state = PhaseState(step, Phase(phase), index, length, cycle)
         self.monitor.load_state_dict(facts["monitor"])
-        for name in ("real_steps", "tokens_trained", "last_snapshot_step", "last_loss"):
+        for name in ("real_steps", "tokens_trained", "last_snapshot_step", "last_loss", "accumulation"):
             setattr(self, name, facts[name])
 
-    def _load(self, tensors: Tensors, counters: list[dict[str, Any]]) -> None:
+    def _load(self, tensors: dict[str, Tensor], counters: list[dict[str, Any]]) -> None:
         with torch.no_grad():
             for name, weight in self.weights:
                 weight.copy_(tensors[f"model.{name}"])
         load_optimizer(self.optimizer, self.weights, tensors, counters)
+
+
+def probe(batch: Batch) -> Batch:
+    """The part of a batch that a jump is judged by."""
+    return tuple(part[: -(-len(part) // PROBE_PARTS)] for part in batch)
 
 
 def _exp(loss: float) -> float:

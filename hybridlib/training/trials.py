@@ -5,10 +5,8 @@ beside one another.
 """
 
 import argparse
-import ctypes
 import multiprocessing
 import os
-import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
@@ -16,19 +14,16 @@ from tqdm import tqdm
 
 from hybridlib import progress
 from hybridlib.config import Run
+from hybridlib.orphans import end_with
 from hybridlib.studies import ParameterError, load_study
 from hybridlib.sweeps import path, runs, sweeps
 from hybridlib.training.experiment import train
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def train_trial(run: Run, parent: int) -> None:
-    """Trains one trial, in a process of its own, which ends with the process that started it, however that ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before this one could ask to be told
-            return
-    train(run, "cpu")
+    """Trains one trial, in a process of its own, which ends with the process that started it."""
+    if end_with(parent):
+        train(run, "cpu")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,7 +6,7 @@ from typing import Sequence
 import torch
 from torch import Tensor
 
-from hybridlib.training.store import Store
+from hybridlib.training.store import Kept, Store
 
 Weights = Sequence[tuple[str, Tensor]]  # a model's named parameters
 
@@ -40,8 +40,9 @@ class Predictor(ABC):
         """The jump was undone or the run rolled back: what was learned no longer leads to these weights."""
         self.store.clear()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: self.store.get(name) for name in self.store.names()}
+    def state_dict(self) -> dict[str, Kept]:
+        """All that is remembered, each tensor to be read when it is needed."""
+        return self.store.entries()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.store.clear()

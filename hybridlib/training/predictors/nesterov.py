@@ -33,18 +33,19 @@ class Nesterov(Predictor):
     def predict(self, weights: Weights, horizon: int, progress: float) -> None:
         faded = self.fade * min(max((progress - self.fade_from) / (1 - self.fade_from), 0.0), 1.0)
         for group in of_equal_shape(weights):
-            anchors, ahead = zip(*(self._look_ahead(name, weight.detach()) for name, weight in group))
-            for (name, weight), anchor, jump in zip(group, anchors, self.directions(group, list(ahead))):
-                torch.add(anchor, jump, alpha=self.gain_of(name, weight) * (1 - faded), out=weight.detach())
+            ahead = [self._look_ahead(name, weight.detach()) for name, weight in group]
+            for (name, weight), jump in zip(group, self.directions(group, ahead)):
+                self.store.read(f"anchor.{name}", weight.detach())
+                weight.add_(jump, alpha=self.gain_of(name, weight) * (1 - faded))
                 self.store.put(f"anchor.{name}", weight)
 
-    def _look_ahead(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The last landing point, and where the momentum that has just been brought up to date points from it."""
+    def _look_ahead(self, name: str, weight: Tensor) -> Tensor:
+        """Where the momentum, which is brought up to date, points from the last landing. Holds two copies of a weight, no more."""
         anchor, momentum = (self.store.get(f"{what}.{name}", weight.device) for what in ("anchor", "momentum"))
-        displacement = weight - anchor
+        displacement = torch.sub(weight, anchor, out=anchor)
         momentum.mul_(self.momentum).add_(displacement)
         self.store.put(f"momentum.{name}", momentum)
-        return anchor, displacement.add_(momentum, alpha=self.momentum)
+        return displacement.add_(momentum, alpha=self.momentum)
 
     def gain_of(self, name: str, weight: Tensor) -> float:
         """How many times the direction a parameter's jump is, before it fades; here the same for all."""
