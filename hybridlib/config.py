@@ -129,14 +129,14 @@ class Guards(Strict):
     window_steps: int = Field(default=50, ge=2)
     sigmas: float = Field(default=6.0, gt=0)
     floor_nats: float = Field(default=0.5, gt=0)
-    gradient_factor: float = Field(default=100.0, gt=1)
+    gradient_factor: float = Field(default=1000.0, gt=1)
     grace_steps: int = Field(default=3, ge=0)
 
 
 class Fault(Strict):
     """A fault put in on purpose at one nominal step: a learning rate or gradient `factor` times as large, a gradient
-    `factor` times as small, a gradient that is infinite or not a number, a batch with shuffled targets, a jump `factor`
-    times as far (a step that begins Predict), memory for half of the batch alone.
+    `factor` times as small, a gradient that is infinite or not a number, a batch of noise, a jump `factor` times
+    as far (a step that begins Predict), memory for half of the batch alone.
     """
 
     kind: Literal[

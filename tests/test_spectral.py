@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hybridlib.training.predictors import make_predictor, nesterov
 from hybridlib.training.predictors.base import is_matrix
-from hybridlib.training.predictors.spectral import flatten_spectrum, newton_schulz, newton_schulz_by_gram
+from hybridlib.training.predictors.spectral import flatten_spectrum, newton_schulz
 
 
 def test_nesterov_is_the_published_recursion() -> None:
@@ -96,11 +96,23 @@ def test_a_flat_matrix_is_its_own_flattened_form_and_a_thin_one_shrinks() -> Non
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 7), st.integers(0, 99))
-def test_both_forms_of_newton_schulz_are_the_same(rows: int, more: int, iterations: int, seed: int) -> None:
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 7), st.integers(1, 9), st.integers(0, 99))
+def test_newton_schulz_is_the_same_however_many_iterations_go_together(rows, more, iterations, together, seed) -> None:
     u = torch.randn(2, rows, rows + more, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     u = u / u.norm(dim=(-2, -1), keepdim=True)
-    torch.testing.assert_close(newton_schulz(u, iterations), newton_schulz_by_gram(u, iterations))
+    one_by_one = newton_schulz(u, iterations, 1)
+    torch.testing.assert_close(newton_schulz(u, iterations, together), one_by_one)
+    torch.testing.assert_close(newton_schulz(u.mT, iterations, together), one_by_one.mT)
+
+
+@pytest.mark.parametrize("decay", [0.5, 1.0])
+def test_bfloat16_bears_as_many_iterations_together_as_it_is_given(decay: float) -> None:
+    """Singular values fall like a power of their rank, as those of a look-ahead do."""
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(n, 256, generator=generator)).Q for n in (256, 700))
+    spread = (u * torch.arange(1, 257) ** -decay @ v.T)[None]
+    exact, rounded = (flatten_spectrum(spread, 5, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert torch.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) > 0.999
 
 
 def test_sham_jumps_as_far_as_spectral_but_elsewhere() -> None:

@@ -1,5 +1,7 @@
 """The stress tests ST-1…ST-4: each judges one run's records and returns (passed, evidence)."""
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -46,19 +48,29 @@ def recovery(steps: pd.DataFrame) -> tuple[bool, str]:
     if near.empty:
         return False, "no fault was put in"
     at = int(steps[steps.event.str.contains("fault")].step.iloc[0])
-    rollbacks = steps[(steps.step >= at) & steps.event.str.contains("rollback")].step
-    if rollbacks.empty:
+    (rolled, recovered), (detected, _) = recovery_steps(steps, "rollback"), recovery_steps(steps)
+    if math.isnan(rolled):
         return False, f"fault at step {at}, no rollback after it"
-    rolled = int(rollbacks.iloc[0])
-    took = int(((steps.step > at) & (steps.step <= rolled) & (steps.real == 1)).sum())
-    level = near.running_mean.iloc[0]
-    back = near[(near.step > rolled) & (near.loss <= level)].step
-    recovered = len(back) > 0 and back.iloc[0] - at <= RECOVER_STEPS
-    return took <= DETECT_STEPS and recovered, (
-        f"fault at step {at}, rollback {took} real steps later; loss {number(near[near.step >= at].loss.max(), 4)} at "
-        f"worst, back under its mean before the fault, {number(level, 4)}, "
-        + (f"{int(back.iloc[0]) - at} steps after it" if len(back) else "never")
+    return rolled <= DETECT_STEPS and recovered <= RECOVER_STEPS, (
+        f"fault at step {at}, detected {number(detected)} and rolled back {number(rolled)} real steps later; loss {number(near[near.step >= at].loss.max(), 4)} "
+        f"at worst, back under its mean before the fault, {number(near.running_mean.iloc[0], 4)}, "
+        + ("never" if math.isnan(recovered) else f"{number(recovered)} steps after it")
     )
+
+
+def recovery_steps(steps: pd.DataFrame, answer: str = "skipped|rollback|rejected") -> tuple[float, float]:
+    """Of a run with a fault: the real steps until it was answered, and the nominal steps until the loss was back under its
+    running mean from before. NaN for what did not happen.
+    """
+    near = around_fault(steps)
+    at = int(steps[steps.event.str.contains("fault")].step.iloc[0])
+    answers = steps[(steps.step >= at) & steps.event.str.contains(answer)].step
+    if answers.empty:
+        return math.nan, math.nan
+    answered = int(answers.iloc[0])
+    took = float(((steps.step > at) & (steps.step <= answered) & (steps.real == 1)).sum())
+    back = near[(near.step > answered) & (near.loss <= near.running_mean.iloc[0])].step
+    return took, float(back.iloc[0]) - at if len(back) else math.nan
 
 
 # Test -> the arm that takes it, and what it asks.

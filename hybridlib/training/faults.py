@@ -64,11 +64,11 @@ class ScaledGradient(NoFault):
 
 
 class CorruptBatch(NoFault):
-    """Inputs and targets that have nothing to do with one another."""
+    """Tokens and targets that are noise, as from a broken file."""
 
     def batch(self, batch: Batch) -> Batch:
-        tokens, targets = batch
-        return tokens, targets.flatten()[torch.randperm(targets.numel(), generator=torch.manual_seed(0))].view_as(targets)
+        generator, last = torch.Generator().manual_seed(0), int(max(part.max() for part in batch))
+        return tuple(torch.randint(last + 1, part.shape, generator=generator).to(part.device) for part in batch)
 
 
 class WildJump(NoFault):

@@ -2,19 +2,23 @@
 
 import math
 from collections import deque
-from statistics import fmean, stdev
-from typing import Any
+from itertools import pairwise
+from statistics import fmean
+from typing import Any, Sequence
 
-MIN_LOSSES = 10  # a mean and a spread of fewer say nothing
+MIN_LOSSES = 20  # a mean and a spread of fewer say nothing, least of all those of the first steps
+COUNTS, WINDOWS = ("grace_left", "landed_at", "in_a_row"), ("losses", "grad_norms")
 
 
 class DivergenceMonitor:
-    """Says whether a real step has diverged, before it moves a weight.
+    """Says whether a real step is out of the ordinary, before it moves a weight, and whether the one before it was too.
 
-    Diverged is a loss or gradient norm that is not finite; a loss above the running mean of the last `window_steps` by more
-    than max(`sigmas` standard deviations, `floor_nats`); a gradient norm more than `gradient_factor` times above or below
-    its running mean. The first `grace_steps` real steps after a jump answer to the jump's gate instead, and are left out of
-    the means.
+    One such step is its batch's fault, and is skipped; two in a row are the weights'.
+
+    Out of the ordinary is a loss or gradient norm that is not finite; a loss above the running mean of the last
+    `window_steps` by more than max(`sigmas` standard deviations about their trend, `floor_nats`); a gradient norm more than
+    `gradient_factor` times above or below its running mean. The losses of the first `grace_steps` real steps after a jump are
+    held to the jump's probe where that is above the mean, and are left out of it, as are their gradients.
     """
 
     def __init__(
@@ -22,11 +26,12 @@ class DivergenceMonitor:
         window_steps: int = 50,
         sigmas: float = 6.0,
         floor_nats: float = 0.5,
-        gradient_factor: float = 100.0,
+        gradient_factor: float = 1000.0,
         grace_steps: int = 3,
     ) -> None:
         self.sigmas, self.floor_nats, self.gradient_factor = sigmas, floor_nats, gradient_factor
-        self.grace_steps, self.grace_left = grace_steps, 0
+        self.grace_steps, self.grace_left, self.landed_at = grace_steps, 0, -math.inf
+        self.in_a_row = 0  # steps out of the ordinary, up to the last one
         self.losses: deque[float] = deque(maxlen=window_steps)
         self.grad_norms: deque[float] = deque(maxlen=window_steps)
 
@@ -35,42 +40,49 @@ class DivergenceMonitor:
         """Running mean of the losses in nats, None while there are too few."""
         return fmean(self.losses) if len(self.losses) >= MIN_LOSSES else None
 
-    def diverged(self, loss: float, grad_norm: float, armed: bool = True) -> bool:
+    def out_of_range(self, loss: float, grad_norm: float, armed: bool = True) -> bool:
         """Takes in one real step's loss and gradient norm; `armed=False` (in Warmup) checks finiteness only."""
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            return True
-        if self.grace_left:
-            self.grace_left -= 1
-            return False
-        if armed and self.mean is not None and (self._too_high(loss) or self._out_of_range(grad_norm)):
-            return True
-        self.losses.append(loss)
-        self.grad_norms.append(grad_norm)
-        return False
+        graced, self.grace_left = self.grace_left > 0, max(self.grace_left - 1, 0)
+        wrong = not (math.isfinite(loss) and math.isfinite(grad_norm))
+        if armed and not wrong and self.mean is not None:
+            level = max(self.mean, self.landed_at) if graced else self.mean
+            wrong = self._too_high(loss, level) or self._too_far(grad_norm)
+        if not (wrong or graced):
+            self.losses.append(loss)
+            self.grad_norms.append(grad_norm)
+        self.in_a_row = self.in_a_row + 1 if wrong else 0
+        return wrong
 
-    def _too_high(self, loss: float) -> bool:
-        return loss > fmean(self.losses) + max(self.sigmas * stdev(self.losses), self.floor_nats)
+    def _too_high(self, loss: float, level: float) -> bool:
+        return loss > level + max(self.sigmas * noise(self.losses), self.floor_nats)
 
-    def _out_of_range(self, grad_norm: float) -> bool:
+    def _too_far(self, grad_norm: float) -> bool:
         typical = fmean(self.grad_norms)
         return not typical / self.gradient_factor <= grad_norm <= typical * self.gradient_factor
 
-    def jumped(self) -> None:
-        self.grace_left = self.grace_steps
+    def jumped(self, probe_loss: float) -> None:
+        """A jump was accepted, after which the loss is this."""
+        self.grace_left, self.landed_at = self.grace_steps, probe_loss
 
     def reset(self) -> None:
         """After a rollback the weights are older: their losses start a new mean."""
         self.losses.clear()
         self.grad_norms.clear()
-        self.grace_left = 0
+        self.grace_left = self.in_a_row = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(losses=list(self.losses), grad_norms=list(self.grad_norms), grace_left=self.grace_left)
+        return {name: getattr(self, name) for name in COUNTS} | {name: list(getattr(self, name)) for name in WINDOWS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.losses = deque(state["losses"], maxlen=self.losses.maxlen)
-        self.grad_norms = deque(state["grad_norms"], maxlen=self.grad_norms.maxlen)
-        self.grace_left = state["grace_left"]
+        for name in COUNTS:
+            setattr(self, name, state[name])
+        for name in WINDOWS:
+            setattr(self, name, deque(state[name], maxlen=self.losses.maxlen))
+
+
+def noise(losses: Sequence[float]) -> float:
+    """Standard deviation of losses about their trend, from the differences of neighbours (von Neumann et al. 1941)."""
+    return math.sqrt(fmean((b - a) ** 2 for a, b in pairwise(losses)) / 2)
 
 
 def accepts_jump(before: float | None, after: float, margin_nats: float) -> bool:

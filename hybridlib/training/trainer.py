@@ -123,8 +123,11 @@ class HybridTrainer:
         grad_norm = float(torch.nn.utils.get_total_norm([w.grad for _, w in self.weights if w.grad is not None]))
         self.real_steps += 1
         self.tokens_trained += batch[0].numel()
-        if self.monitor.diverged(loss, grad_norm, armed=self.state.phase is not Phase.WARMUP):
+        if self.monitor.out_of_range(loss, grad_norm, armed=self.state.phase is not Phase.WARMUP):
             self.optimizer.zero_grad(set_to_none=True)
+            if self.monitor.in_a_row == 1:
+                events.append("skipped")
+                return loss, grad_norm, "step"
             self._roll_back()
             events.append("rollback")
             return loss, grad_norm, "rollback"
@@ -154,7 +157,7 @@ class HybridTrainer:
         after = self._loss(probe(batch))
         before = self.last_loss if self.monitor.mean is None else self.monitor.mean
         if accepts_jump(before, after, self.jump_margin_nats):
-            self.monitor.jumped()
+            self.monitor.jumped(after)
             after_jump(self.optimizer, self.moments)
             self.read_out.forget()
             events.append("jump")

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hybridlib.training.predictors.base import Predictor, Weights
 
-BATCH_ELEMENTS = 1 << 20  # small matrices share a call; a large one fills the machine, and the memory of a jump, alone
+BATCH_ELEMENTS = 5 << 20  # small matrices share a call; a large one fills the machine, and the memory of a jump, alone
 
 
 class Nesterov(Predictor):

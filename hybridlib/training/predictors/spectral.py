@@ -6,6 +6,7 @@ from hybridlib.training.predictors.nesterov import Nesterov
 
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
+TOGETHER = {torch.float32: 10, torch.bfloat16: 3}  # iterations on the small side that each precision bears
 
 
 class Spectral(Nesterov):
@@ -60,7 +61,10 @@ def flatten_spectrum(matrices: Tensor, iterations: int, dtype: torch.dtype = tor
     """
     norms, tiny = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True), torch.finfo(torch.float32).tiny
     u = matrices.to(dtype, copy=True).div_(norms.clamp_min(tiny).to(dtype))
-    u = newton_schulz(u, iterations) if dtype is torch.bfloat16 else newton_schulz_by_gram(u, iterations)
+    if len(u) == 1:  # one matrix is multiplied faster than a batch of one
+        u = newton_schulz(u[0], iterations, TOGETHER[dtype])[None]
+    else:
+        u = newton_schulz(u, iterations, TOGETHER[dtype])
     u = u.to(matrices.dtype)
     return u.mul_(inner(matrices, u) / inner(u, u).clamp_min(tiny))
 
@@ -70,36 +74,20 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([torch.dot(x, y) for x, y in zip(a.flatten(1), b.flatten(1))]).view(-1, 1, 1)
 
 
-def newton_schulz(u: Tensor, iterations: int) -> Tensor:
-    """(n, rows, columns), norms <= 1: each step takes every singular value s to a s + b s^3 + c s^5.
+def newton_schulz(u: Tensor, iterations: int, together: int) -> Tensor:
+    """(..., rows, columns), norms <= 1: each iteration takes every singular value s to a s + b s^3 + c s^5.
 
-    It forgives bfloat16's rounding, so it is the faster form where that has a unit of its own and matrices are large;
-    one matrix after the other, because the product of a batch copies what it is given.
+    The iteration runs on the matrices' smaller sides, `together` iterations at a time, and meets `u` at their start and end:
+    fewer products than one by one. What rounding does to the small side grows with every iteration that `u` does not correct.
     """
-    done = [_newton_schulz(matrix, iterations) for matrix in u]
-    return torch.stack(done) if len(done) > 1 else done[0][None]
-
-
-def _newton_schulz(u: Tensor, iterations: int) -> Tensor:
-    a, b, c = COEFFICIENTS
-    tall = u.shape[0] > u.shape[1]
-    for _ in range(iterations):
-        gram = u.T @ u if tall else u @ u.T
-        step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        step.diagonal().add_(a)
-        u = u @ step if tall else step @ u
-    return u
-
-
-def newton_schulz_by_gram(u: Tensor, iterations: int) -> Tensor:
-    """The same in fewer products: the iteration runs on the matrices' smaller sides, and meets `u` at its start and end."""
     a, b, c = COEFFICIENTS
     tall = u.shape[-2] > u.shape[-1]
-    gram = u.mT @ u if tall else u @ u.mT
-    total = torch.eye(gram.shape[-1], dtype=u.dtype, device=u.device).expand_as(gram)
-    for left in reversed(range(iterations)):
-        step = b * gram + c * gram @ gram
-        step.diagonal(dim1=-2, dim2=-1).add_(a)
-        total = step @ total
-        gram = step @ gram @ step if left else gram
-    return u @ total if tall else total @ u
+    for done in range(0, iterations, together):
+        gram, total = u.mT @ u if tall else u @ u.mT, None
+        for left in reversed(range(min(together, iterations - done))):
+            step = (gram @ gram).mul_(c).add_(gram, alpha=b)
+            step.diagonal(dim1=-2, dim2=-1).add_(a)
+            total = step if total is None else step @ total
+            gram = step @ gram @ step if left else gram
+        u = u @ total if tall else total @ u
+    return u

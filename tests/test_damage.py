@@ -1,0 +1,228 @@
+"""Broken disks and files: nothing damaged is ever used, and what cannot be written is said with path and bytes."""
+
+import json
+import os
+import pickle
+import random
+import resource
+import signal
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import run, same_run
+
+from hybridlib import progress
+from hybridlib.records import RunFolder, StorageError, mark, write_atomically
+from hybridlib.training import experiment, tensor_file
+from hybridlib.training.checkpoint import CheckpointFile
+from hybridlib.training.store import Store
+
+STEPS = 120
+
+
+@pytest.fixture(autouse=True)
+def own_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(progress, "OUTPUTS", tmp_path)
+    return tmp_path
+
+
+class PowerFailure(BaseException):
+    """Ends a run at once, where nothing may catch it."""
+
+
+def stopped(study: str, monkeypatch: pytest.MonkeyPatch, at_save: int = 5) -> Path:
+    """The folder of a run that was stopped at its n-th checkpoint, just before it was made."""
+    saves, save = [], CheckpointFile.save
+
+    def failing(self: CheckpointFile, *state) -> None:
+        saves.append(1)
+        if len(saves) == at_save:
+            raise PowerFailure
+        save(self, *state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointFile, "save", failing)
+        with pytest.raises(PowerFailure):
+            experiment.train(run(study=study, steps=STEPS), "cpu")
+    return progress.folder(run(study=study))
+
+
+def finish(study: str) -> tuple[dict, list[str]]:
+    """Trains the run to its end; its facts, and what it warned of."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        facts = experiment.train(run(study=study, steps=STEPS), "cpu")
+    return facts, [str(w.message) for w in said if "going on from" in str(w.message) or "trained again" in str(w.message)]
+
+
+def regions(path: Path, chance: random.Random) -> list[int]:
+    """A byte of every region of a file: its first and last, its header's ends, and a few between."""
+    size, header = path.stat().st_size, int.from_bytes(path.read_bytes()[:8], "little")
+    inner = [chance.randrange(8, 8 + header) for _ in range(8)] + [chance.randrange(8 + header, size) for _ in range(8)]
+    return [0, 7, 8, 7 + header, 8 + header, size - 1, *inner]
+
+
+def test_a_flipped_bit_or_a_cut_anywhere_is_found(tmp_path: Path, measured) -> None:
+    path, chance = tmp_path / "x.safetensors", random.Random(0)
+    tensor_file.write(path, {"a": torch.randn(9, 7), "b": torch.arange(5), "c": torch.randn(3).bfloat16()}, dict(x=1))
+    sound, missed = path.read_bytes(), 0
+    places = regions(path, chance)
+    for place in places:
+        for damaged in (sound[:place], sound[:place] + bytes([sound[place] ^ 1 << chance.randrange(8)]) + sound[place + 1 :]):
+            path.write_bytes(damaged)
+            try:
+                tensor_file.read(path)
+                missed += 1
+            except tensor_file.Damaged as error:
+                assert str(path) in str(error)
+    measured.add(damages=2 * len(places), damages_missed=missed)
+    assert missed == 0
+
+
+def test_what_is_written_is_read_back_and_is_a_safetensors_file(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(9, 7).T, "empty": torch.zeros(0), "one": torch.tensor(3), "c": torch.randn(3).bfloat16()}
+    tensor_file.write(tmp_path / "x.safetensors", tensors, dict(x=[1, "ü"]))
+    back, facts = tensor_file.read(tmp_path / "x.safetensors")
+    assert facts == dict(x=[1, "ü"]) and set(back) == set(tensors)
+    for name, tensor in load_file(tmp_path / "x.safetensors").items():
+        assert torch.equal(tensor, tensors[name]) and torch.equal(back[name], tensors[name])
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(monkeypatch) -> None:
+    whole = run(study="whole", steps=STEPS)
+    experiment.train(whole, "cpu")
+    for study, hurt, resumed in (("newest", ["checkpoint"], True), ("both", ["checkpoint", "checkpoint.previous"], False)):
+        folder = stopped(study, monkeypatch)
+        for name in hurt:
+            file = folder / f"{name}.safetensors"
+            file.write_bytes(file.read_bytes()[:-40] + bytes(40))
+        facts, said = finish(study)
+        assert facts["resumed"] == resumed and len(said) == len(hurt), said
+        assert all(f"{name}.safetensors is damaged" in line for name, line in zip(hurt, said))
+        assert same_run(folder, progress.folder(whole))
+
+
+def test_a_damaged_csv_of_a_run_that_was_cut_off_gives_way_to_an_earlier_state(monkeypatch) -> None:
+    whole = run(study="whole", steps=STEPS)
+    experiment.train(whole, "cpu")
+    folder = stopped("cut", monkeypatch)
+    previous = tensor_file.read(folder / "checkpoint.previous.safetensors")[1]["files"]["steps.csv"][0]
+    for study, place, resumed in (("late", previous + 30, True), ("early", 200, False)):
+        folder = stopped(study, monkeypatch)
+        content = bytearray((folder / "steps.csv").read_bytes())
+        content[place] ^= 1
+        (folder / "steps.csv").write_bytes(content)
+        facts, said = finish(study)
+        assert facts["resumed"] == resumed and "its CSV files are not as a checkpoint left them" in said[0]
+        assert same_run(folder, progress.folder(whole))
+
+
+@pytest.mark.parametrize("name", ["run.json", "steps.csv", "evals.csv"])
+def test_a_complete_run_with_a_damaged_file_is_never_taken_for_complete(name: str) -> None:
+    hurt = run(study="hurt", steps=STEPS)
+    experiment.train(hurt, "cpu")
+    file = progress.folder(hurt) / name
+    sound, chance = file.read_bytes(), random.Random(1)
+    for place in [0, len(sound) - 2, *(chance.randrange(len(sound)) for _ in range(20))]:
+        for content in (sound[:place], sound[:place] + bytes([sound[place] ^ 1 << chance.randrange(7)]) + sound[place + 1 :]):
+            file.write_bytes(content)
+            if content != sound and not (name == "run.json" and same_json(content, sound)):
+                assert progress.state(hurt) == "damaged" and RunFolder(file.parent).facts is None
+    file.write_bytes(sound[: len(sound) // 2])
+    facts, said = finish("hurt")
+    assert f"{file} is damaged" in said[0] and progress.state(hurt) == "complete" and not facts["resumed"]
+
+
+def same_json(one: bytes, other: bytes) -> bool:
+    """A flip in white space changes no content."""
+    try:
+        return json.loads(one) == json.loads(other)
+    except ValueError:
+        return False
+
+
+def test_a_checkpoint_from_elsewhere_runs_no_code_and_leads_nowhere(monkeypatch, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    folder = stopped("trap", monkeypatch)
+    for name in ("checkpoint", "checkpoint.previous"):
+        (folder / f"{name}.safetensors").write_bytes(pickle.dumps(Trap()))
+    facts, said = finish("trap")
+    assert not facts["resumed"] and len(said) == 2 and not (tmp_path / "sprung").exists()
+
+
+def in_a_child(work) -> int:
+    """Does some work in a forked process; 0 if it raised nothing."""
+    if not (child := os.fork()):
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error))
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_write_that_fails_says_path_and_bytes_and_earlier_results_stay(tmp_path: Path) -> None:
+    file = CheckpointFile(tmp_path / "checkpoint.safetensors", dict, {})
+    file.save({"x": torch.ones(10)}, dict(step=1))
+
+    def beyond_the_limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        with pytest.raises(StorageError, match=r"checkpoint.safetensors: 4,000,000 bytes could not be written: File too large; .* free"):
+            file.save({"x": torch.ones(1_000_000)}, dict(step=2))
+        with pytest.raises(StorageError, match="4,000,000 bytes could not be written"):
+            Store(tmp_path).put("x", torch.ones(1_000_000))
+        with pytest.raises(StorageError, match="x.json: 2,000,000 bytes"):
+            write_atomically(tmp_path / "x.json", "y" * 2_000_000)
+
+    write_atomically(tmp_path / "x.json", "before")
+    assert in_a_child(beyond_the_limit) == 0
+    assert file.load()[1] == dict(step=1) and (tmp_path / "x.json").read_text() == "before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.safetensors", "x.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full, a device without room")
+def test_a_full_disk_ends_a_run_with_one_clear_error_and_it_goes_on_when_there_is_room(monkeypatch) -> None:
+    whole = run(study="whole", steps=STEPS)
+    experiment.train(whole, "cpu")
+    folder = stopped("full", monkeypatch)
+    records, flush, full = folder / "steps.csv", RunFolder.flush, []
+
+    def no_room(self: RunFolder) -> None:
+        if sum(map(len, self._rows.values())) and not full:
+            full.append(records.rename(records.with_suffix(".kept")))
+            records.symlink_to("/dev/full")
+        flush(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "flush", no_room)
+        with pytest.raises(StorageError, match=r"steps.csv: [\d,]+ bytes could not be written: No space left on device; [\d,]+ bytes"):
+            experiment.train(run(study="full", steps=STEPS), "cpu")
+    records.unlink()
+    records.with_suffix(".kept").rename(records)
+    facts, said = finish("full")
+    assert facts["resumed"] and not said and same_run(folder, progress.folder(whole))
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "outputs").write_text("a file, where a folder should be")
+    monkeypatch.setattr(progress, "OUTPUTS", tmp_path / "outputs")
+    with pytest.raises(StorageError, match="outputs/tiny/runs/hybrid-markov-s5/.lock: .* could not be written: Not a directory"):
+        experiment.train(run(), "cpu")
+
+
+def test_marks_are_of_the_beginning_alone(tmp_path: Path) -> None:
+    file = tmp_path / "x.csv"
+    assert mark(file) == mark(file, 0)
+    file.write_text("one\n")
+    before = mark(file)
+    with file.open("a") as out:
+        out.write("two\n")
+    assert mark(file, 4) == before != mark(file)
