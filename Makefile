@@ -1,6 +1,7 @@
 # The project's commands. Thin: run_all.py does the work, and only this file knows of .venv and apt.
 #   make study   the whole study, from set-up to outputs/cpu/report.pdf; ARGS="--study smoke" gives run_all.py arguments
 #   make test    every test
+#   make crash-test  kills, faults, damage and broken inputs by the hundred; its figures go to outputs/cpu/results/
 #   make prose   the English text that some sweeps of --full train on: a dictionary, from Debian's package dict-gcide
 #   make lab     JupyterLab on notebooks/
 #   make clean   removes what can be made again: .venv, caches, the smoke study
@@ -9,7 +10,7 @@ BIN := .venv/bin
 TEX := texlive-xetex texlive-fonts-recommended texlive-plain-generic pandoc fonts-texgyre fonts-texgyre-math
 AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo -n)
 
-.PHONY: study test lab clean setup tex lock prose
+.PHONY: study test crash-test lab clean setup tex lock prose
 .DEFAULT_GOAL := study
 
 study: setup tex
@@ -18,6 +19,10 @@ study: setup tex
 test: setup tex
 	@command -v pdftotext >/dev/null || $(call apt-install,poppler-utils)
 	$(BIN)/python -m pytest $(ARGS)
+
+crash-test: setup
+	$(BIN)/python -m pytest tests/test_crash.py tests/test_damage.py tests/test_faults.py tests/test_inputs.py \
+	  --kills 100 --pipeline-kills 20 --faults 3 --inputs 10000 --record outputs/cpu/results $(ARGS)
 
 lab: setup
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter env,$(AS_ROOT)),--allow-root) $(ARGS)

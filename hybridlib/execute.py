@@ -65,10 +65,18 @@ def check(jobs: list[Job]) -> None:
         if job.notebook not in known:
             if not source(job).is_file():
                 raise ValueError(f"{source(job)}: no such notebook")
-            known[job.notebook] = set(papermill.inspect_notebook(source(job)))
+            known[job.notebook] = parameters_of(source(job))
         if unknown := sorted(set(job.parameters) - known[job.notebook]):
             has = ", ".join(sorted(known[job.notebook])) or "none"
             raise ValueError(f"{source(job)}: no parameter {unknown[0]!r}: its parameters cell has {has}")
+
+
+def parameters_of(notebook: Path) -> set[str]:
+    """Names in a notebook's `parameters` cell. Raises `ValueError` for a file that is no notebook."""
+    try:
+        return set(papermill.inspect_notebook(notebook))
+    except Exception as error:  # of many kinds, for a file may be broken in many ways
+        raise ValueError(f"{notebook}: not a notebook: {' '.join(str(error).split())[:300]}") from None
 
 
 def state(job: Job, study: str) -> str:
@@ -127,6 +135,7 @@ def inputs_sha256(job: Job, study: str) -> str:
     files = [source(job), *sorted((ROOT / "hybridlib").rglob("*.py")), *sorted(PARAMS.rglob("*.yaml"))]
     if job.stage in READERS:
         files += [*sorted(folder.rglob("runs/*/run.json")), *sorted(folder.glob("results/speed.json"))]
+        files += sorted(folder.glob("results/reliability.json"))
     digest = hashlib.sha256(json.dumps(job.parameters, sort_keys=True).encode())
     for path in files:
         digest.update(hashlib.sha256(path.read_bytes()).digest())

@@ -10,6 +10,7 @@ from hybridlib.analysis.theme import (
     GREY,
     HEIGHT,
     ORANGE,
+    PURPLE,
     VERMILLION,
     WIDTH,
     colour,
@@ -128,7 +129,7 @@ def predictor_losses(losses: pd.DataFrame) -> alt.TopLevelMixin:
 
 @drawn
 def fault_recovery(near: pd.DataFrame) -> alt.TopLevelMixin:
-    """Training loss around a fault, from `series.around_fault`; the fault and rollbacks as rules, dashed: the level."""
+    """Training loss around a fault, from `series.around_fault`; the fault and the answers as rules, dashed: the level."""
     x = alt.X("step:Q", title="nominal step", scale=alt.Scale(zero=False, nice=False))
     rows = small(near, 5)
     line = (
@@ -137,12 +138,12 @@ def fault_recovery(near: pd.DataFrame) -> alt.TopLevelMixin:
         .encode(x=x, y=alt.Y("loss:Q", title="training loss (nats)", scale=alt.Scale(zero=False)))
     )
     level = alt.Chart(rows.head(1)).mark_rule(strokeDash=[5, 4], color="#444444").encode(y="running_mean:Q")
-    kinds = ["fault", "rollback"]
-    events = rows.assign(what=rows.event.str.extract("(fault|rollback)", expand=False)).dropna(subset="what")
+    kinds = ["fault", "skipped", "rollback"]
+    events = rows.assign(what=rows.event.str.extract(f"({'|'.join(kinds)})", expand=False)).dropna(subset="what")
     rules = (
         alt.Chart(events[["step", "what"]])
         .mark_rule(strokeWidth=2)
-        .encode(x=x, color=alt.Color("what:N", title=None, scale=alt.Scale(domain=kinds, range=[VERMILLION, ORANGE])))
+        .encode(x=x, color=alt.Color("what:N", title=None, scale=alt.Scale(domain=kinds, range=[VERMILLION, PURPLE, ORANGE])))
     )
     return alt.layer(rules, level, line)
 
