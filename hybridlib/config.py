@@ -230,6 +230,13 @@ class Sweep(Strict):
     full: bool = False
 
 
+class Timing(Strict):
+    """How speed is measured at a study's size: turns of each contender, real steps a turn."""
+
+    rounds: int = Field(default=5, ge=1)
+    real_steps: int = Field(default=8, ge=1)
+
+
 class Study(Strict):
     """A study: sizes, data sources, arms, and the plan of what is run in each stage."""
 
@@ -250,6 +257,7 @@ class Study(Strict):
     arms: dict[str, Arm] = Field(min_length=1)
     plan: dict[Literal["benchmark", "stress", "ablation"], list[Sweep]] = {}
     chapters: dict[str, dict[str, Any]] = {}
+    timing: Timing = Timing()
 
     @model_validator(mode="after")
     def _plan_is_possible(self) -> "Study":

@@ -12,15 +12,27 @@ BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 ARMS = ("baseline", "hybrid", "memory_optimized", "hold", "sham")
 
 
-def figures(results: dict[str, Any]) -> str:
-    """The claim as measured, the arms on text, and the verdicts, as Markdown."""
-    arms = results["arms"]
-    hybrid = arms["text/hybrid"]
-    claim = (
-        f"Measured on {results['device']}: with {number(hybrid['real_steps'], 4)} of 1000 steps computed, training is "
-        f"**{number(hybrid['speedup'])}× as fast**, its held-out loss **{hybrid['delta_loss_pct']:+.2f}%** from the "
-        f"baseline's, and it reaches the baseline's final loss in 1/{number(hybrid['time_to_target_ratio'])} of the time."
+def block(studies: list[dict[str, Any]]) -> str:
+    """What every study found, from its `results.json`: the first in full, of the others the claim and the arms."""
+    first, *others = studies
+    beside = [f"**{results['study']}.** {claim(results)}\n\n{arms_table(results)}\n\n{verdicts_line(results)}" for results in others]
+    return "\n\n".join([claim(first), arms_table(first), verdicts_table(first), *beside])
+
+
+def claim(results: dict[str, Any]) -> str:
+    """The claim as measured."""
+    hybrid = results["arms"]["text/hybrid"]
+    nominal = results["arms"]["text/baseline"]["real_steps"]
+    to_target = hybrid["time_to_target_ratio"]
+    reached = f", and it reaches the baseline's final loss in 1/{number(to_target)} of the time" if to_target else ""
+    return (
+        f"Measured on {results['device']}: with {number(hybrid['real_steps'], 4)} of {number(nominal, 4)} steps computed, training "
+        f"is **{number(hybrid['speedup'])}× as fast**, its held-out loss **{hybrid['delta_loss_pct']:+.2f}%** from the "
+        f"baseline's{reached}."
     )
+
+
+def arms_table(results: dict[str, Any]) -> str:
     rows = [
         {
             "arm": f"`{arm}`",
@@ -32,14 +44,28 @@ def figures(results: dict[str, Any]) -> str:
             "peak memory in Predict, MB": _or_dash(found["peak_mb"]["predict"], "{:.0f}"),
         }
         for arm in ARMS
-        if (found := arms.get(f"text/{arm}"))
+        if (found := results["arms"].get(f"text/{arm}"))
     ]
-    verdicts = [
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+def verdicts_table(results: dict[str, Any]) -> str:
+    rows = [
         {"": name, "verdict": f"**{c['verdict']}**", "why": c["why"].replace("|", "\\|")}
         for name, c in results["criteria"].items()
     ]
-    tables = [pd.DataFrame(table).to_markdown(index=False, disable_numparse=True) for table in (rows, verdicts)]
-    return "\n\n".join([claim, *tables])
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
+
+
+def verdicts_line(results: dict[str, Any]) -> str:
+    return "Verdicts: " + ", ".join(f"{name} {c['verdict']}" for name, c in results["criteria"].items()) + "."
+
+
+def committed() -> list[dict[str, Any]]:
+    """The results of every study that has a baseline and a hybrid on text, the default study's first."""
+    files = sorted(OUTPUTS.glob("*/results.json"), key=lambda path: (path.parent.name != "cpu", path.parent.name))
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in files if path.parent.name != "smoke"]
+    return [results for results in found if {"text/baseline", "text/hybrid"} <= set(results["arms"])]
 
 
 def renewed(text: str, block: str) -> str:
@@ -54,5 +80,4 @@ def _or_dash(value: float | None, form: str) -> str:
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
-    results = json.loads((OUTPUTS / "cpu" / "results.json").read_text(encoding="utf-8"))
-    readme.write_text(renewed(readme.read_text(encoding="utf-8"), figures(results)), encoding="utf-8")
+    readme.write_text(renewed(readme.read_text(encoding="utf-8"), block(committed())), encoding="utf-8")

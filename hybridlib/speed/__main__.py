@@ -22,8 +22,6 @@ from hybridlib.speed.measure import at_size
 from hybridlib.speed.scaling import grow
 from hybridlib.studies import OUTPUTS, load_study
 
-# Study -> rounds in turns and real steps a block: enough for quartiles, in a few minutes each.
-SIZES = {"cpu": (11, 16), "gpt2-small": (3, 4)}
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -42,17 +40,15 @@ def main(argv: list[str] | None = None) -> int:
     folder, tables = OUTPUTS / studies[0].study / "results", {}
     folder.mkdir(parents=True, exist_ok=True)
     found = alone(facts, studies[0], args.device)
-    asked = {study.study: SIZES.get(study.study, (5, 8)) for study in studies}
     for study in studies:
-        rounds, steps = asked[study.study]
-        ratios, parts = alone(at_size, study, args.device, args.rounds or rounds, steps)
+        ratios, parts = alone(at_size, study, args.device, args.rounds or study.timing.rounds, study.timing.real_steps)
         console.print(f"{study.study}: {json.dumps({k: v for k, v in ratios.items() if k != 'spread'})}")
         found |= ratios if study is studies[0] else {study.study.replace("-", "_"): ratios}
         keep(folder, found, tables, study, parts)
     tables["scaling"] = [alone(grow, studies[0], args.device)]
     for study in studies:
-        rounds, steps = asked[study.study]
-        rungs = ladder.climb(study, args.device, max((args.rounds or rounds) // 2, 1), steps)
+        rounds = max((args.rounds or study.timing.rounds) // 2, 1)
+        rungs = ladder.climb(study, args.device, rounds, study.timing.real_steps)
         keep(folder, found, tables, study, dict(ladder=rungs))
     return 0
 
