@@ -42,6 +42,17 @@ def carried(found: pd.DataFrame, titles: dict[str, str]) -> alt.TopLevelMixin:
 
 
 @drawn
+def by_size(gains: pd.DataFrame) -> alt.TopLevelMixin:
+    """Change of held-out loss against the number of parameters, on a logarithmic axis; every seed a mark."""
+    x = alt.X("parameters:Q", title="parameters", scale=alt.Scale(type="log", padding=20))
+    y = alt.Y("delta_pct:Q", title="Δ held-out loss against the baseline (%)", scale=alt.Scale(padding=12))
+    zero = alt.Chart(pd.DataFrame({"delta_pct": [0.0]})).mark_rule(color="#888888").encode(y=y)
+    dots = alt.Chart(small(gains[["parameters", "arm", "seed", "delta_pct"]])).mark_point(size=60, strokeWidth=1.8)
+    paint = colour("arm", ["hybrid", "hold"])
+    return (zero + dots.encode(x=x, y=y, color=paint, shape=alt.Shape("arm:N", legend=None))).properties(width=WIDTH, height=230)
+
+
+@drawn
 def ablations(trials: pd.DataFrame, frozen: float, baseline: float, worst_pct: float = 8.0) -> alt.TopLevelMixin:
     """Held-out loss with one setting changed, grouped by what it is; lines for the frozen settings and the baseline.
 
