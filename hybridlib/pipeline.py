@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from hybridlib import execute
-from hybridlib.config import Study
 from hybridlib.plan import STAGES, Job, plan
 from hybridlib.records import RunFolder, write_atomically
 from hybridlib.studies import OUTPUTS
+from hybridlib.study import Study
 
 COLUMNS = ["job", "stage", "status", "seconds", "message"]
 

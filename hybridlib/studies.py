@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hybridlib.study import Study
 from pydantic import ValidationError
 
-from hybridlib.config import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMS = ROOT / "params"

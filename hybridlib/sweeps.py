@@ -10,8 +10,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from hybridlib.config import Run, Seed, Strict, Study
+from hybridlib.config import Run, Strict
 from hybridlib.studies import PARAMS, ParameterError, read_yaml
+from hybridlib.study import Seed, Study
 
 EVAL_EVERY = 50  # steps: evaluation is off the clock, but not free
 

@@ -8,8 +8,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hybridlib.config import Study
 from hybridlib.studies import PARAMS, ParameterError, load_study, merged, read_yaml
+from hybridlib.study import Study
 
 STUDIES = sorted(path.stem for path in PARAMS.glob("*.yaml") if path.stem not in ("arms", "criteria"))
 GOOD = dict(

@@ -7,9 +7,10 @@ from typing import Any, Iterator, Sequence
 
 import pandas as pd
 
-from hybridlib.config import Run, Study
+from hybridlib.config import Run
 from hybridlib.records import EVAL_COLUMNS, PHASES, STEP_COLUMNS, RunFolder
 from hybridlib.studies import OUTPUTS, load_study
+from hybridlib.study import Study
 from hybridlib.summary import summarise, time_to_target_s
 
 BASELINE = "baseline"

@@ -56,7 +56,7 @@ def read(study_folder: Path) -> Reliability:
 def promises(found: Reliability) -> pd.DataFrame:
     """One row a figure: what it counts, what is promised, what was measured."""
     rows = [
-        {"what": what, "promised": promised, "measured": f"{found.figures[name]:,.4g}" if name in found.figures else "not measured"}
+        {"what": what, "promised": promised, "measured": f"{found.figures[name]:,.6g}" if name in found.figures else "not measured"}
         for name, (what, promised) in PROMISED.items()
     ]
     return pd.DataFrame(rows)

@@ -8,9 +8,10 @@ import pandas as pd
 from pydantic import ValidationError
 
 from hybridlib.analysis.load import refuse_mixture
-from hybridlib.config import Run, Study
+from hybridlib.config import Run
 from hybridlib.records import RunFolder
 from hybridlib.studies import OUTPUTS
+from hybridlib.study import Study
 from hybridlib.sweeps import runs, sweeps
 
 COLUMNS = [

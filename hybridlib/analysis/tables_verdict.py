@@ -8,7 +8,7 @@ from hybridlib.analysis.effects import METRICS, by_seed
 from hybridlib.analysis.load import BASELINE, Records, planned
 from hybridlib.analysis.rules import Measured, Rules
 from hybridlib.analysis.wording import estimate, number, p_value, with_unit
-from hybridlib.config import Study
+from hybridlib.study import Study
 
 
 def criteria(rules: Rules) -> pd.DataFrame:

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from hybridlib.config import Study
 from hybridlib.records import write_atomically
 from hybridlib.speed import ladder
 from hybridlib.speed.alone import alone
@@ -21,6 +20,7 @@ from hybridlib.speed.machine import facts
 from hybridlib.speed.measure import at_size
 from hybridlib.speed.scaling import grow
 from hybridlib.studies import OUTPUTS, load_study
+from hybridlib.study import Study
 
 console = Console(highlight=False, soft_wrap=True)
 

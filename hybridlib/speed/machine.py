@@ -10,11 +10,12 @@ import pandas as pd
 import torch
 
 from hybridlib import provenance
-from hybridlib.config import Run, Study
+from hybridlib.config import Run
 from hybridlib.speed.contenders import batch_of, opened
 from hybridlib.speed.share import training_share
 from hybridlib.speed.side_by_side import timed
 from hybridlib.studies import OUTPUTS
+from hybridlib.study import Study
 from hybridlib.training.assemble import device_name
 from hybridlib.training.data import DataSource
 from hybridlib.training.loss import linear_cross_entropy

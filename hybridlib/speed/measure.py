@@ -5,11 +5,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from hybridlib.config import Run, Study
+from hybridlib.config import Run
 from hybridlib.speed.contenders import BareLoop, Hybrid, HuggingFace, SameParts, opened
 from hybridlib.speed.footprint import peaks_mb
 from hybridlib.speed.machine import anatomy, gemm_flops_per_s, step_flops
 from hybridlib.speed.side_by_side import Spread, in_turns, ratio, timed
+from hybridlib.study import Study
 
 # Names of contenders that ratios are made of.
 PLAIN, REAL, JUMPING = "baseline", "hybrid, a real step", "memory_optimized, a real step"
