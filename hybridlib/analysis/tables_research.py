@@ -54,6 +54,28 @@ def carried(research: Research) -> pd.DataFrame:
     )
 
 
+def cycles(lengths: Research, carry: Research, frozen: str) -> pd.DataFrame:
+    """One row a length of a cycle at GPT-2 Small's size, the frozen one first: loss against that size's baseline, and what
+    the steps come to, jumps included. Empty without that baseline."""
+    own = carry.of("carry_").query("sweep == 'small'").set_index("trial")
+    if "baseline" not in own.index:
+        return pd.DataFrame(columns=["cycle", "real steps", "loss", "Δ (%)", "steps and jumps, in real steps"])
+    trials = [(frozen, own.loc["hybrid"])] if "hybrid" in own.index else []
+    trials += [(row.trial.removeprefix("cycle-"), row) for _, row in lengths.of("cycle").iterrows()]
+    target = own.held_out_loss["baseline"]
+    rows = [
+        {
+            "cycle": name,
+            "real steps": int(row.real_steps),
+            "loss": fixed(row.held_out_loss, 3),
+            "Δ (%)": with_unit(100 * (row.held_out_loss / target - 1), "", sign=True),
+            "steps and jumps, in real steps": round(row.equivalents),
+        }
+        for name, row in trials
+    ]
+    return pd.DataFrame(rows).sort_values("cycle", key=lambda column: column.str.split("-").str[0].astype(int))
+
+
 def over_tuned(research: Research) -> pd.DataFrame:
     """The hybrid over a tuned and decayed Adam, at several numbers of nominal steps, against that Adam."""
     rows = [

@@ -1,24 +1,30 @@
 """Peak memory by phase, each run in a process of its own: what one leaves behind is in no other's peak."""
 
+import tempfile
+from pathlib import Path
+
 from hybridlib.config import Run
 from hybridlib.speed.alone import alone
 from hybridlib.speed.contenders import batch_of, opened
 from hybridlib.training.assemble import make_trainer, warm_up_kernels
+from hybridlib.training.checkpoint import CheckpointFile
 from hybridlib.training.memory import give_back
 from hybridlib.training.meter import Meter
 
 
 def peaks_mb(run: Run, device: str, cycles: int = 2) -> dict[str, float]:
     """Peak memory in MB above the process's floor, by phase and as `run`, over Warmup and some cycles."""
-    return alone(_peaks_mb, run, device, cycles)
+    with tempfile.TemporaryDirectory() as folder:
+        return alone(_peaks_mb, run, device, cycles, Path(folder) / "checkpoint.safetensors")
 
 
-def _peaks_mb(run: Run, device_choice: str, cycles: int) -> dict[str, float]:
+def _peaks_mb(run: Run, device_choice: str, cycles: int, checkpoint: Path) -> dict[str, float]:
     source, device = opened(run, device_choice)
     warm_up_kernels(run, device)
     give_back()
     meter = Meter(device)
-    trainer = make_trainer(run, device, meter=meter)
+    snapshots = CheckpointFile(checkpoint, dict, {})  # one in memory would count as the trainer's own
+    trainer = make_trainer(run, device, meter=meter, snapshots=snapshots)
     cycle = run.schedule
     steps = cycle.warmup + cycles * (cycle.full + cycle.predict + cycle.correct) if cycle else 20
     found: dict[str, float] = {}
