@@ -18,7 +18,7 @@ class ParameterError(ValueError):
     """A parameter file that can't be used: names the file, the key, the value and what would be right."""
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """Safe YAML in which a key given twice is an error, not a silent overwrite."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
@@ -84,8 +84,8 @@ def resolved(arm: str, arms: dict[str, dict], path: Path, seen: tuple[str, ...] 
     settings = dict(arms[arm])
     if (like := settings.pop("like", None)) is None:
         return settings
-    if like not in arms or like in (*seen, arm):
-        why = "is like itself" if like in arms else f"there are {', '.join(arms)}"
+    if not isinstance(like, str) or like not in arms or like in (*seen, arm):
+        why = "is like itself" if isinstance(like, str) and like in arms else f"there are {', '.join(arms)}"
         raise ParameterError(f"{path}: arms.{arm}.like: {like!r}: {why}")
     return merged(resolved(like, arms, path, (*seen, arm)), settings)
 

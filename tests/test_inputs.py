@@ -31,6 +31,9 @@ anything = st.recursive(
 )
 
 
+texts = st.tuples(st.text(max_size=60), st.integers(1, 5000)).map(lambda given: (given[0] * given[1]).encode())
+
+
 def places(content: Any, above: tuple = ()) -> list[tuple]:
     """The path of every value in nested mappings and lists."""
     inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
@@ -101,7 +104,7 @@ def outcomes() -> Counter:
     [
         ("values", mappings(), "study.yaml", read),
         ("text", spliced(SMOKE), "study.yaml", read),
-        ("corpora", st.binary(max_size=400) | st.text(max_size=3000).map(str.encode), "text.txt", open_text),
+        ("corpora", st.binary(max_size=400) | texts, "text.txt", open_text),
         ("notebooks", spliced(NOTEBOOK), "broken.ipynb", inspect),
     ],
 )
