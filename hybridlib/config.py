@@ -39,7 +39,7 @@ class Model(Strict):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
-        return PRESETS.get(given.get("preset", "nano"), {}) | given if isinstance(given, dict) else given
+        return PRESETS.get(str(given.get("preset", "nano")), {}) | given if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "Model":

@@ -31,7 +31,8 @@ anything = st.recursive(
 )
 
 
-texts = st.tuples(st.text(max_size=60), st.integers(1, 5000)).map(lambda given: (given[0] * given[1]).encode())
+LONG = (ROOT / "README.md").read_text() * 5  # enough of it for both of a corpus's parts
+texts = st.tuples(st.sampled_from(["", LONG]), st.text(max_size=60)).map(lambda given: "".join(given).encode())
 
 
 def places(content: Any, above: tuple = ()) -> list[tuple]:
