@@ -21,7 +21,8 @@ def checkpoint_path(run: Run) -> Path:
 
 
 def state(run: Run) -> State:
-    """`damaged`: not as it was written; `stale`: other parameters or other training code; `extendable`: done but for the way to its target.
+    """`damaged`: not as it was written; `stale`: other parameters or other training code; `extendable`: done but for the
+    way to its target.
 
     A run is extendable once its baseline is known, while it has not reached that loss and may still go on.
     """

@@ -1,5 +1,6 @@
 """A study's records as tidy frames; refuses to put side by side what was not made alike, and says what is missing."""
 
+import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -202,3 +203,11 @@ def _why(folder: Path, run: Run, stale: set[str], full: bool) -> str:
     if (folder / "runs" / run.id).exists():
         return "started, not complete"
     return "left to --full" if full else "not run"
+
+
+def figures_and_tables(study_folder: Path, name: str, tables: Sequence[str]) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+    """`results/<name>.json` and the frames `results/<name>_<table>.csv` behind it; empty where nothing was measured."""
+    results = study_folder / "results"
+    file, parts = results / f"{name}.json", {table: results / f"{name}_{table}.csv" for table in tables}
+    frames = {table: pd.read_csv(path) if path.exists() else pd.DataFrame() for table, path in parts.items()}
+    return json.loads(file.read_text()) if file.exists() else {}, frames

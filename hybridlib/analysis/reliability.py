@@ -1,11 +1,12 @@
 """What the tests of reliability measured (`make crash-test`), as frames."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from hybridlib.analysis.load import figures_and_tables
 
 TABLES = ("faults", "traces", "kills")
 SHOWN = {
@@ -46,11 +47,7 @@ class Reliability:
 
 
 def read(study_folder: Path) -> Reliability:
-    results = study_folder / "results"
-    file = results / "reliability.json"
-    parts = {name: results / f"reliability_{name}.csv" for name in TABLES}
-    tables = {name: pd.read_csv(path) if path.exists() else pd.DataFrame() for name, path in parts.items()}
-    return Reliability(json.loads(file.read_text()) if file.exists() else {}, tables)
+    return Reliability(*figures_and_tables(study_folder, "reliability", TABLES))
 
 
 def promises(found: Reliability) -> pd.DataFrame:

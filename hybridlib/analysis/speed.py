@@ -1,13 +1,12 @@
 """What `python -m hybridlib.speed` measured, as frames; and what the study's own records say of speed."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from hybridlib.analysis.load import Records
+from hybridlib.analysis.load import Records, figures_and_tables
 from hybridlib.analysis.wording import number
 
 TABLES = ("times", "anatomy", "ladder", "scaling")
@@ -36,10 +35,7 @@ class Speed:
 
 def read(study_folder: Path) -> Speed:
     """What was measured on the machine that ran the study."""
-    file = study_folder / "results" / "speed.json"
-    ratios = json.loads(file.read_text()) if file.exists() else {}
-    parts = {name: study_folder / "results" / f"speed_{name}.csv" for name in TABLES}
-    return Speed(ratios, {name: pd.read_csv(path) if path.exists() else pd.DataFrame() for name, path in parts.items()})
+    return Speed(*figures_and_tables(study_folder, "speed", TABLES))
 
 
 def summary(speed: Speed) -> pd.DataFrame:
