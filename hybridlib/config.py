@@ -131,6 +131,7 @@ class Guards(Strict):
     floor_nats: float = Field(default=0.5, gt=0)
     gradient_factor: float = Field(default=1000.0, gt=1)
     grace_steps: int = Field(default=3, ge=0)
+    patience_steps: int = Field(default=3, ge=2)
 
 
 class Fault(Strict):

@@ -35,7 +35,7 @@ class StepRecord:
     step_s: float  # wall-clock seconds, everything that the step did
     jump_s: float | None  # of them, what the predictor took to move the weights; None but where it did
     peak_mb: float  # peak memory of the step's phase so far, MB above the process's floor
-    event: str  # "", or any of: jump, rejected, skipped, rollback, fault, halved, checkpoint; joined by "+"
+    event: str  # "", or any of: jump, rejected, high, skipped, rollback, fault, halved, checkpoint; joined by "+"
 
 
 @dataclass(slots=True)

@@ -41,6 +41,7 @@ def summarise(steps: pd.DataFrame, evals: pd.DataFrame, nominal_steps: int, toke
         phase_share={p: float((nominal.phase == p).mean()) for p in PHASES},
         jumps_accepted=int(events.get("jump", 0)),
         jumps_rejected=int(events.get("rejected", 0)),
+        high=int(events.get("high", 0)),
         skipped=int(events.get("skipped", 0)),
         divergences=int(events.get("rollback", 0)),
     )

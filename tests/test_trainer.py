@@ -154,7 +154,7 @@ def test_a_spike_is_rolled_back_to_the_snapshot_and_training_recovers(offload: b
     go(trainer, 1)
     for group in trainer.optimizer.param_groups:
         group["lr"] /= 1000
-    events = [record[6] for record in go(trainer, 3)]
+    events = [record[6] for record in go(trainer, 4)]
     assert "rollback" in events and trainer.monitor.mean is None
     later = [record[3] for record in go(trainer, 30) if record[2]]
     assert min(later[:20]) < healthy
@@ -174,6 +174,15 @@ def test_one_gradient_that_is_not_finite_is_skipped_and_a_second_rolls_back() ->
     assert go(trainer, 1)[0][6] == "" and not torch.equal(flat(trainer), before)
     assert [record[6] for record in go(trainer, 2)] == ["skipped", "rollback"]
     assert all(torch.equal(w, snapshot[f"model.{name}"]) for name, w in trainer.weights)
+
+
+def test_one_high_loss_is_recorded_and_changes_no_bit() -> None:
+    """A baseline is the plain loop also where a batch is unlike the others, or Adam goes too far and comes back."""
+    plain, spiked, calls = make(PLAIN), make(PLAIN), count()
+    spiked.loss_fn = lambda model, batch: loss_fn(model, batch) + (9.0 if next(calls) in (40, 41) else 0.0)
+    go(plain, 60)
+    assert [record[0] for record in go(spiked, 60) if "high" in record[6]] == [41, 42]
+    assert torch.equal(flat(plain), flat(spiked))
 
 
 def test_any_module_and_optimizer_will_do() -> None:

@@ -11,6 +11,7 @@ from hybridlib.analysis.theme import (
     HEIGHT,
     ORANGE,
     PURPLE,
+    SKY,
     VERMILLION,
     WIDTH,
     colour,
@@ -138,12 +139,12 @@ def fault_recovery(near: pd.DataFrame) -> alt.TopLevelMixin:
         .encode(x=x, y=alt.Y("loss:Q", title="training loss (nats)", scale=alt.Scale(zero=False)))
     )
     level = alt.Chart(rows.head(1)).mark_rule(strokeDash=[5, 4], color="#444444").encode(y="running_mean:Q")
-    kinds = ["fault", "skipped", "rollback"]
+    kinds = ["fault", "high", "skipped", "rollback"]
     events = rows.assign(what=rows.event.str.extract(f"({'|'.join(kinds)})", expand=False)).dropna(subset="what")
     rules = (
         alt.Chart(events[["step", "what"]])
         .mark_rule(strokeWidth=2)
-        .encode(x=x, color=alt.Color("what:N", title=None, scale=alt.Scale(domain=kinds, range=[VERMILLION, PURPLE, ORANGE])))
+        .encode(x=x, color=alt.Color("what:N", title=None, scale=alt.Scale(domain=kinds, range=[VERMILLION, SKY, PURPLE, ORANGE])))
     )
     return alt.layer(rules, level, line)
 

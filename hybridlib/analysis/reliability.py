@@ -34,7 +34,8 @@ PROMISED = {
     "detection_rate": ("share of them detected", "1"),
     "recovery_steps_max": ("most steps until the loss was back under its mean before the fault", "≤ 100"),
     "clean_baselines": ("sound baselines watched", "≥ 20"),
-    "false_alarms": ("alarms that they raised", "0"),
+    "false_alarms": ("alarms that they raised: steps skipped or rolled back", "0"),
+    "high_losses": ("their steps that were watched and taken", "reported"),
 }
 
 

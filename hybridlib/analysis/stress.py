@@ -58,7 +58,7 @@ def recovery(steps: pd.DataFrame) -> tuple[bool, str]:
     )
 
 
-def recovery_steps(steps: pd.DataFrame, answer: str = "skipped|rollback|rejected") -> tuple[float, float]:
+def recovery_steps(steps: pd.DataFrame, answer: str = "high|skipped|rollback|rejected") -> tuple[float, float]:
     """Of a run with a fault: the real steps until it was answered, and the nominal steps until the loss was back under its
     running mean from before. NaN for what did not happen.
     """

@@ -4,21 +4,26 @@ import math
 from collections import deque
 from itertools import pairwise
 from statistics import fmean
-from typing import Any, Sequence
+from typing import Any, Literal, Sequence
 
+Verdict = Literal["sound", "high", "skip", "roll_back"]
 MIN_LOSSES = 20  # a mean and a spread of fewer say nothing, least of all those of the first steps
 COUNTS, WINDOWS = ("grace_left", "landed_at", "in_a_row"), ("losses", "grad_norms")
 
 
 class DivergenceMonitor:
-    """Says whether a real step is out of the ordinary, before it moves a weight, and whether the one before it was too.
+    """Says of a real step, before it moves a weight, whether it may, from its loss and the norm of its gradient.
 
-    One such step is its batch's fault, and is skipped; two in a row are the weights'.
+    What is not finite, and a gradient norm more than `gradient_factor` times above or below its running mean, must not move
+    a weight: `skip`, and at the second such step in a row `roll_back`.
 
-    Out of the ordinary is a loss or gradient norm that is not finite; a loss above the running mean of the last
-    `window_steps` by more than max(`sigmas` standard deviations about their trend, `floor_nats`); a gradient norm more than
-    `gradient_factor` times above or below its running mean. The losses of the first `grace_steps` real steps after a jump are
-    held to the jump's probe where that is above the mean, and are left out of it, as are their gradients.
+    A loss above the running mean of the last `window_steps` by more than max(`sigmas` standard deviations about their trend,
+    `floor_nats`) is `high`, and the step is taken: in sound training it is a batch unlike the others, or one step of Adam
+    too far, which the next gradient takes back (a skip would keep the weights where they are bad). `patience_steps` such
+    steps in a row are the weights', which do not recover by themselves: `roll_back`.
+
+    The losses of the first `grace_steps` real steps after a jump are held to the jump's probe where that is above the mean,
+    and are left out of it, as are their gradients.
     """
 
     def __init__(
@@ -28,10 +33,11 @@ class DivergenceMonitor:
         floor_nats: float = 0.5,
         gradient_factor: float = 1000.0,
         grace_steps: int = 3,
+        patience_steps: int = 3,
     ) -> None:
         self.sigmas, self.floor_nats, self.gradient_factor = sigmas, floor_nats, gradient_factor
         self.grace_steps, self.grace_left, self.landed_at = grace_steps, 0, -math.inf
-        self.in_a_row = 0  # steps out of the ordinary, up to the last one
+        self.patience_steps, self.in_a_row = patience_steps, 0  # steps out of the ordinary, up to the last one
         self.losses: deque[float] = deque(maxlen=window_steps)
         self.grad_norms: deque[float] = deque(maxlen=window_steps)
 
@@ -40,18 +46,24 @@ class DivergenceMonitor:
         """Running mean of the losses in nats, None while there are too few."""
         return fmean(self.losses) if len(self.losses) >= MIN_LOSSES else None
 
-    def out_of_range(self, loss: float, grad_norm: float, armed: bool = True) -> bool:
+    def judge(self, loss: float, grad_norm: float, armed: bool = True) -> Verdict:
         """Takes in one real step's loss and gradient norm; `armed=False` (in Warmup) checks finiteness only."""
         graced, self.grace_left = self.grace_left > 0, max(self.grace_left - 1, 0)
-        wrong = not (math.isfinite(loss) and math.isfinite(grad_norm))
-        if armed and not wrong and self.mean is not None:
-            level = max(self.mean, self.landed_at) if graced else self.mean
-            wrong = self._too_high(loss, level) or self._too_far(grad_norm)
-        if not (wrong or graced):
-            self.losses.append(loss)
-            self.grad_norms.append(grad_norm)
-        self.in_a_row = self.in_a_row + 1 if wrong else 0
-        return wrong
+        broken = not (math.isfinite(loss) and math.isfinite(grad_norm))
+        high = False
+        if armed and not broken and self.mean is not None:
+            broken = self._too_far(grad_norm)
+            high = self._too_high(loss, max(self.mean, self.landed_at) if graced else self.mean)
+        if not (broken or high):
+            self.in_a_row = 0
+            if not graced:
+                self.losses.append(loss)
+                self.grad_norms.append(grad_norm)
+            return "sound"
+        self.in_a_row += 1
+        if self.in_a_row >= (2 if broken else self.patience_steps):
+            return "roll_back"
+        return "skip" if broken else "high"
 
     def _too_high(self, loss: float, level: float) -> bool:
         return loss > level + max(self.sigmas * noise(self.losses), self.floor_nats)

@@ -123,15 +123,19 @@ class HybridTrainer:
         grad_norm = float(torch.nn.utils.get_total_norm([w.grad for _, w in self.weights if w.grad is not None]))
         self.real_steps += 1
         self.tokens_trained += batch[0].numel()
-        if self.monitor.out_of_range(loss, grad_norm, armed=self.state.phase is not Phase.WARMUP):
+        verdict = self.monitor.judge(loss, grad_norm, armed=self.state.phase is not Phase.WARMUP)
+        if verdict == "skip":
             self.optimizer.zero_grad(set_to_none=True)
-            if self.monitor.in_a_row == 1:
-                events.append("skipped")
-                return loss, grad_norm, "step"
+            events.append("skipped")
+            return loss, grad_norm, "step"
+        if verdict == "roll_back":
+            self.optimizer.zero_grad(set_to_none=True)
             self._roll_back()
             events.append("rollback")
             return loss, grad_norm, "rollback"
-        if due:  # only now: weights whose loss has been seen to be sound, as they were before this step
+        if verdict == "high":
+            events.append("high")
+        elif due:  # only now: weights whose loss has been seen to be sound, as they were before this step
             self.snapshots.save(self._tensors(), facts)
             self.last_snapshot_step = self.state.step
             events.append("checkpoint")
