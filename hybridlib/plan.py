@@ -75,8 +75,10 @@ def plan(
         known = sorted({getattr(run, what) for run in every})
         if unknown := sorted(values - set(known)):
             raise ValueError(f"the plan of {study.study} has no {what} {unknown[0]!r}; it has {', '.join(map(str, known))}")
+    if unknown := sorted(set(study.leave_out) - set(STAGES)):
+        raise ValueError(f"leave_out of {study.study}: no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
     jobs = []
-    for stage in filter(set(only).__contains__, STAGES):
+    for stage in filter((set(only) - set(study.leave_out)).__contains__, STAGES):
         runs = stage_runs(study, stage, full)
         for seed in dict.fromkeys(run.seed for run in runs):
             block = [run for run in runs if run.seed == seed]

@@ -31,7 +31,10 @@ class Timing(Strict):
 
 
 class Study(Strict):
-    """A study: sizes, data sources, arms, and the plan of what is run in each stage."""
+    """A study: sizes, data sources, arms, and the plan of what is run in each stage.
+
+    `leave_out` names stages that are not for this size: their chapters would take more memory or time than they tell.
+    """
 
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     about: str = ""
@@ -50,6 +53,7 @@ class Study(Strict):
     arms: dict[str, Arm] = Field(min_length=1)
     plan: dict[Literal["benchmark", "stress", "ablation"], list[PlanLine]] = {}
     chapters: dict[str, dict[str, Any]] = {}
+    leave_out: list[str] = []
     timing: Timing = Timing()
 
     @model_validator(mode="after")

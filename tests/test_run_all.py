@@ -229,6 +229,14 @@ def test_a_misspelt_parameter_of_a_chapter_is_refused(tmp_path, capsys):
     assert "no parameter 'horizn'" in capsys.readouterr().out
 
 
+def test_stages_that_a_study_leaves_out_are_not_planned_and_must_exist():
+    left = SMOKE.model_copy(update=dict(leave_out=["predictors", "stress"]))
+    whole = plan(SMOKE, "smoke")
+    assert plan(left, "smoke") == [job for job in whole if job.stage not in left.leave_out] != whole
+    with pytest.raises(ValueError, match="leave_out of smoke: no stage 'predictor'; there are question, functionality"):
+        plan(SMOKE.model_copy(update=dict(leave_out=["predictor"])), "smoke")
+
+
 def test_a_record_of_another_device_is_kept_and_named(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "OUTPUTS", tmp_path)
     run = SMOKE.run("baseline", "text", 42)
