@@ -66,9 +66,9 @@ def test_the_first_steps_after_a_jump_are_held_to_its_probe_and_left_out_of_the_
     assert monitor.judge(mean + 3.4, 1.0) == "high"
     monitor.jumped(mean + 3.0)
     assert monitor.judge(mean + 100.0, 1.0) == "high"
-    monitor.jumped(mean + 3.0)
-    assert filled(steady).judge(mean, 1e9) == "skip"
     monitor = filled(steady)
+    monitor.jumped(mean + 3.0)
+    assert monitor.judge(mean, 1e9) == "skip"
     monitor.jumped(mean - 1.0)
     assert monitor.judge(mean + 0.4, 1.0) == "sound", "a good jump raises no alarm on a batch that is harder than its probe"
 
