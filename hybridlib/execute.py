@@ -58,6 +58,11 @@ def executed(job: Job, study: str) -> Path:
     return progress.folder(job.run) / "run.ipynb" if job.run else OUTPUTS / study / "notebooks" / f"{job.notebook}.ipynb"
 
 
+def from_root(path: Path) -> Path:
+    """A path as records may keep it: from the project's root, wherever that lies; one outside it stays whole."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
 def check(jobs: list[Job]) -> None:
     """Raises `ValueError` where a job gives its notebook a parameter that its `parameters` cell does not have."""
     known: dict[str, set[str]] = {}
@@ -103,9 +108,9 @@ def execute(job: Job, study: str) -> None:
     except PapermillExecutionError as error:
         said = strip_color(f"{error.ename}: {error.evalue}")
         line = error.source.strip().splitlines()[0]
-        raise JobFailed(f"{said}\n  in cell {error.exec_count} of {out}, which begins: {line}") from None
+        raise JobFailed(f"{said}\n  in cell {error.exec_count} of {from_root(out)}, which begins: {line}") from None
     except DeadKernelError:
-        raise JobFailed(f"the kernel died, as it does when memory runs out; executed so far: {out}") from None
+        raise JobFailed(f"the kernel died, as it does when memory runs out; executed so far: {from_root(out)}") from None
     except (RuntimeError, OSError) as error:
         raise JobFailed(f"the notebook could not be executed: {error}") from None
     else:

@@ -14,17 +14,24 @@ def by_arm(runs: pd.DataFrame):
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean ± standard deviation over the seeds of each arm on each data source."""
+    """Mean ± standard deviation over the seeds of each arm on each data source.
+
+    Minutes for 1000 nominal steps follow from the throughput, so they are a projection where fewer were taken.
+    """
     columns = {
         "real steps": ("real_steps", 1),
         "nominal tokens/s": ("nominal_tokens_per_s", 1),
         "trained tokens/s": ("trained_tokens_per_s", 1),
+        "1000 steps (min)": ("minutes_per_1000", 1),
         "real step (ms)": ("real_step_median_s", 1000),
         "held-out loss (nats)": ("held_out_loss", 1),
         "above floor (nats)": ("excess", 1),
         "perplexity": ("perplexity", 1),
     }
-    runs = runs.assign(excess=runs.reported_loss_nats.where(runs.kind == "markov"))
+    runs = runs.assign(
+        excess=runs.reported_loss_nats.where(runs.kind == "markov"),
+        minutes_per_1000=1000 * runs.batch_size * runs.seq_len / runs.nominal_tokens_per_s / 60,
+    )
     rows = [
         {"data": data, "arm": arm, "seeds": len(part)}
         | {title: mean_sd(part[column] * factor) for title, (column, factor) in columns.items()}
