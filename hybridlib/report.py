@@ -16,6 +16,7 @@ from nbconvert.utils.pandoc import PandocMissing
 from traitlets.config import Config
 
 from hybridlib.records import RunFolder, write_atomically
+from hybridlib.sections import without_empty
 from hybridlib.studies import ROOT
 
 TEMPLATES = ROOT / "notebooks" / "templates"
@@ -43,6 +44,7 @@ def export(folder: Path, notebook: Path) -> list[str]:
     """
     written = last_record(folder)
     report = with_report_forms(nbformat.read(notebook, as_version=4))
+    report.cells = without_empty(report.cells)
     report.metadata["date"] = f"{written:%Y-%m-%d}"
     markdown, _ = converter(MarkdownExporter, "markdown").from_notebook_node(report)
     write_atomically(folder / MARKDOWN, markdown)

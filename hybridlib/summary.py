@@ -3,10 +3,12 @@
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from hybridlib.records import PHASES
 
+TENTHS = 10  # of a run's real steps, by which its pace is judged
 UNTIMED_STEPS = 3  # a run's first steps are off the clock: lazy initialisation, allocation, caches
 
 
@@ -21,6 +23,7 @@ def summarise(steps: pd.DataFrame, evals: pd.DataFrame, nominal_steps: int, toke
         raise ValueError(f"the records hold {len(nominal)} of {nominal_steps} nominal steps")
     timed = nominal[nominal.step > UNTIMED_STEPS]
     train_s, real = timed.step_s.sum(), nominal[nominal.real == 1]
+    slowdown, drift_s = pace(timed[timed.real == 1].step_s.to_numpy())
     final = evals[evals.step <= nominal_steps].held_out_loss.iloc[-1]
     peaks = nominal.groupby("phase").peak_mb.max()
     events = nominal.event.str.split("+").explode().value_counts()
@@ -29,6 +32,8 @@ def summarise(steps: pd.DataFrame, evals: pd.DataFrame, nominal_steps: int, toke
         real_steps=len(real),
         train_s=float(train_s),
         nominal_tokens_per_s=float(len(timed) * tokens_per_step / train_s),
+        steady_tokens_per_s=float(len(timed) * tokens_per_step / (train_s - drift_s)),
+        slowdown=slowdown,
         trained_tokens_per_s=float((timed.real == 1).sum() * tokens_per_step / train_s),
         real_step_median_s=float(timed[timed.real == 1].step_s.median()),
         predict_s=float(timed[timed.real == 0].step_s.sum()),
@@ -45,6 +50,19 @@ def summarise(steps: pd.DataFrame, evals: pd.DataFrame, nominal_steps: int, toke
         skipped=int(events.get("skipped", 0)),
         divergences=int(events.get("rollback", 0)),
     )
+
+
+def pace(step_s: np.ndarray) -> tuple[float, float]:
+    """(n_real_steps,) seconds -> how many times as slow the slowest tenth is as the fastest, by their medians, and the
+    seconds that all tenths took beyond the fastest's pace.
+
+    A machine at rest with steps of one cost gives 1 and about 0. What one run shows and another of its arm does not is
+    either the machine's doing or its own numbers': gradients that underflow to subnormal numbers, which some processors
+    multiply many times as slowly.
+    """
+    tenths = np.array_split(step_s, min(TENTHS, len(step_s)))
+    medians = np.array([np.median(part) for part in tenths])
+    return float(medians.max() / medians.min()), float(np.dot([len(part) for part in tenths], medians - medians.min()))
 
 
 def time_to_target_s(evals: pd.DataFrame, target_loss: float) -> float:

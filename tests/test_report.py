@@ -15,6 +15,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from hybridlib import report
 from hybridlib.analysis.display import figure, table
+from hybridlib.analysis.figures_training import training_loss
+from hybridlib.sections import is_empty, without_empty
 
 CHARACTERS = "α β γ η μ σ Δ × ≤ ≥ ≈ ± − – → ∞ √ ² ½ … “ ”"
 CAPTION = "Loss against step: 3 % & 5_000 tokens, Δ ≤ 1 %"
@@ -146,3 +148,19 @@ def test_without_pandoc_there_is_markdown_still(tmp_path, monkeypatch):
     with pytest.raises(report.ExportFailed, match="pandoc is not installed"):
         report.export(tmp_path, notebook(tmp_path))
     assert (tmp_path / report.MARKDOWN).exists()
+
+
+def test_what_has_no_records_is_left_out_with_its_reading_and_its_section(tmp_path: Path) -> None:
+    nothing = shown(table(pd.DataFrame(columns=["arm"]), "none", "Nothing", tmp_path))
+    something = shown(table(pd.DataFrame({"arm": ["hold"]}), "one", "Something", tmp_path))
+    reading = new_markdown_cell("Read it so.")
+    first = [new_markdown_cell("## Kept"), something, reading, nothing, reading]
+    second = [new_markdown_cell("### Not run\n\nWith an introduction."), nothing, reading, nothing]
+    third = [new_markdown_cell("## Words alone")]
+    assert without_empty([*first, *second, *third]) == [*first[:3], *third]
+
+
+def test_a_figure_of_no_records_is_empty_and_one_of_some_is_not(tmp_path: Path) -> None:
+    losses = pd.DataFrame({"arm": ["hold"], "data": "text", "seed": 1, "step": [1], "real": 1, "loss": [4.0]})
+    full = [shown(figure(training_loss(frame), "loss", "Loss", tmp_path)) for frame in (losses, losses.head(0))]
+    assert [is_empty(cell) for cell in full] == [False, True]

@@ -90,3 +90,14 @@ def test_peers_stand_beside_the_same_seeds_arm(fake_study) -> None:
         assert row.behind_pct == pytest.approx(100 * (theirs.held_out_loss[row.seed] / mine.held_out_loss[row.seed] - 1))
         assert row.time_ratio == pytest.approx(theirs.train_s[row.seed] / mine.train_s[row.seed])
     assert peers.table(found)["hybrid better in"].tolist() == ["3 of 3"]
+
+
+def test_ways_to_flatten_are_held_to_the_frozen_one_seed_by_seed() -> None:
+    rows = [trial("flattening", name, loss, 20, steps=60) | dict(seed=seed, equivalents=equivalents) for name, seed, loss, equivalents in (
+        ("spectral-5", 1, 4.0, 24), ("spectral-5", 2, 5.0, 24), ("polar-3", 1, 4.5, 22), ("polar-3", 2, 3.75, 22))]
+    baseline = trial("flattening", "baseline", 4.5, 60, steps=60, predictor=None)
+    found = Research(pd.DataFrame([*rows, baseline]), [])
+    table = tables_research.flattening({"here": found, "elsewhere": replace(found, trials=found.trials.head(0))})
+    assert table["predictor-iterations"].tolist() == ["spectral-5", "polar-3"]
+    assert table["against spectral-5 (%)"].tolist() == ["0, 0", "+12.5, −25"]
+    assert table["a predicted step, in real ones"].tolist() == ["0.100", "0.0500"]

@@ -8,6 +8,7 @@ import torch
 from hybridlib.analysis import speed
 from hybridlib.config import Run
 from hybridlib.speed.contenders import Hybrid, HuggingFace, SameParts
+from hybridlib.speed.machine import subnormal_slowdown
 from hybridlib.speed.measure import numbers, offload_share
 from hybridlib.speed.share import training_share
 from hybridlib.speed.side_by_side import Spread, in_turns, ratio
@@ -71,6 +72,13 @@ def test_the_share_of_training_is_steps_over_jobs(tmp_path: Path) -> None:
     (tmp_path / "results" / "pipeline.csv").write_text("job,seconds\na,8\nchapter,2\nmissing,\n")
     (tmp_path / "runs" / "a" / "steps.csv").write_text("step,step_s\n1,1.5\n2,2.5\n")
     assert training_share(tmp_path) == pytest.approx(0.4)
+    (tmp_path / "runs" / "left to --full").mkdir()
+    (tmp_path / "runs" / "left to --full" / "steps.csv").write_text("step,step_s\n1,9.0\n")
+    assert training_share(tmp_path) == pytest.approx(0.4), "a run that the pipeline did not time adds no steps either"
+
+
+def test_a_product_with_subnormal_elements_is_timed_against_one_without() -> None:
+    assert 0.2 < subnormal_slowdown(CPU, side=64, every=8, repeats=3) < 1000
 
 
 def test_a_summary_without_measurements_has_empty_cells_and_with_them_the_quartiles(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Tables against hand figures; how numbers are written; sentences that follow the records."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -78,6 +79,19 @@ def test_speed_says_not_reached(records) -> None:
     )
     row = tables_effects.speed(late).set_index("arm").loc["hold"]
     assert row["time to target"] == "not reached" and row["never reached"] == "3 of 3"
+
+
+def test_a_baseline_that_slows_down_is_named_and_its_speedup_given_without_it(records) -> None:
+    main = read_rules().criteria["C2"].parts[0]
+    assert prose.steadiness(records, main).startswith("Every run on `text` kept its pace")
+    slowed = (records.runs.arm == "baseline") & (records.runs.seed == 2)
+    runs = records.runs.assign(
+        slowdown=records.runs.slowdown.where(~slowed, 1.5), nominal_tokens_per_s=records.runs.nominal_tokens_per_s.where(~slowed, 320.0)
+    )
+    said = prose.steadiness(replace(records, runs=runs), main)
+    assert "in `baseline` with seed 2 (1.50×)" in said and "have had 1.987×" in said and "where 2.5×" in said
+    row = tables_effects.pace(runs).set_index("arm").loc["baseline"]
+    assert row["slowest tenth over fastest"] == "1, 1.50, 1"
 
 
 def test_thresholds_name_demand_value_and_verdict(records) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 import vl_convert as vlc
 from PIL import Image
 
-from hybridlib.analysis.theme import TEXT_WIDTH_PX
+from hybridlib.analysis.theme import NOTHING, TEXT_WIDTH_PX
 
 # JupyterLab draws Vega-Lite 5, of which these charts use nothing that version 6 changed.
 JUPYTERLAB_SCHEMA = "https://vega.github.io/schema/vega-lite/v5.20.1.json"
@@ -39,15 +39,16 @@ class Shown:
     """What a notebook displays: one content in several mime types, of which each front end takes the best it knows.
 
     `report` holds the forms that only the report's exporters may see: other readers of a notebook would prefer them
-    to the picture, and find no file at their end.
+    to the picture, and find no file at their end. What is `empty` has no record in it, and a report leaves it out.
     """
 
     bundle: dict[str, Any]
     caption: str
     report: dict[str, str] = field(default_factory=dict)
+    empty: bool = False
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        return self.bundle, {"caption": self.caption, "report": self.report}
+        return self.bundle, {"caption": self.caption, "report": self.report, "empty": self.empty}
 
 
 def figure(chart: alt.TopLevelMixin, name: str, caption: str, study_folder: Path) -> Shown:
@@ -78,6 +79,7 @@ def figure(chart: alt.TopLevelMixin, name: str, caption: str, study_folder: Path
         },
         caption,
         {"text/latex": latex, "text/markdown": f"![{caption}](plots/{name}.png)\n\n*{caption}*"},
+        empty=chart.usermeta == NOTHING,
     )
 
 
@@ -104,6 +106,7 @@ def table(frame: pd.DataFrame, name: str, caption: str, study_folder: Path) -> S
             "text/plain": f"{caption}\n{text.to_string(index=False)}",
         },
         caption,
+        empty=not len(frame),
     )
 
 

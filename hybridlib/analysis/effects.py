@@ -24,8 +24,12 @@ class Metric:
 
 METRICS = {
     "speedup": Metric("throughput", "×", "ratio", "nominal_tokens_per_s", "nominal_tokens_per_s"),
+    "steady_speedup": Metric("throughput at a steady pace", "×", "ratio", "steady_tokens_per_s", "steady_tokens_per_s"),
     "time_to_target": Metric(
         "time to target", "×", "ratio", "time_to_target_s", "time_to_target_s", inverse=True, same=tuple(BATCH)
+    ),
+    "steady_time_to_target": Metric(
+        "time to target at a steady pace", "×", "ratio", *2 * ["steady_time_to_target_s"], inverse=True, same=tuple(BATCH)
     ),
     "delta_loss_pct": Metric("Δloss", "%", "change", "held_out_loss", "held_out_loss"),
     "delta_perplexity_pct": Metric("Δperplexity", "%", "change", "perplexity", "perplexity"),

@@ -6,6 +6,8 @@ import pandas as pd
 from hybridlib.analysis.theme import BLACK, BLUE, GREY, ORANGE, WIDTH, colour, drawn, in_order, small
 
 ROW_PX = 20
+PAIR = ["hybrid", "hold"]  # of each setting, told apart by colour and shape
+SHAPE = alt.Shape("arm:N", scale=alt.Scale(domain=PAIR, range=["square", "circle"]), legend=alt.Legend(title=None), sort=PAIR)
 BRIEF = dict(speedup=1.5, delta_pct=2.0)  # the brief's box: at least so fast, at most so much worse
 
 
@@ -37,19 +39,18 @@ def carried(found: pd.DataFrame, titles: dict[str, str]) -> alt.TopLevelMixin:
     y = alt.Y("setting:N", title=None, sort=order, axis=alt.Axis(labelLimit=260))
     zero = alt.Chart(pd.DataFrame({"change_pct": [0.0]})).mark_rule(color="#888888").encode(x=x)
     dots = base.mark_point(size=60, strokeWidth=1.8).encode(
-        x=x, y=y, color=colour("arm", ["hybrid", "hold"]), shape=alt.Shape("arm:N", legend=None))
+        x=x, y=y, color=colour("arm", PAIR), shape=SHAPE)
     return (zero + dots).properties(width=WIDTH - 190, height=ROW_PX * 1.4 * len(order))
 
 
 @drawn
 def by_size(gains: pd.DataFrame) -> alt.TopLevelMixin:
     """Change of held-out loss against the number of parameters, on a logarithmic axis; every seed a mark."""
-    x = alt.X("parameters:Q", title="parameters", scale=alt.Scale(type="log", padding=20))
+    x = alt.X("parameters:Q", title="parameters", scale=alt.Scale(type="log", nice=False, padding=30), axis=alt.Axis(format="~s"))
     y = alt.Y("delta_pct:Q", title="Δ held-out loss against the baseline (%)", scale=alt.Scale(padding=12))
     zero = alt.Chart(pd.DataFrame({"delta_pct": [0.0]})).mark_rule(color="#888888").encode(y=y)
     dots = alt.Chart(small(gains[["parameters", "arm", "seed", "delta_pct"]])).mark_point(size=60, strokeWidth=1.8)
-    paint = colour("arm", ["hybrid", "hold"])
-    return (zero + dots.encode(x=x, y=y, color=paint, shape=alt.Shape("arm:N", legend=None))).properties(width=WIDTH, height=230)
+    return (zero + dots.encode(x=x, y=y, color=colour("arm", PAIR), shape=SHAPE)).properties(width=WIDTH, height=230)
 
 
 @drawn

@@ -80,6 +80,12 @@ def gradient_norms(steps: pd.DataFrame, width: int = 25) -> alt.TopLevelMixin:
 
 
 @drawn
+def step_times(steps: pd.DataFrame, width: int = 25) -> alt.TopLevelMixin:
+    """Median time of the real steps in bins of `width` nominal steps, one line a run."""
+    return _smoothed_lines(steps.assign(step_ms=1000 * steps.step_s), "step_ms", width, "time of a real step (ms)", alt.Scale(), "median")
+
+
+@drawn
 def predictor_errors(errors: pd.DataFrame) -> alt.TopLevelMixin:
     """Error against horizon (predictor, horizon_steps, error_ratio, seed), mean as a line, every seed as a point."""
     names = in_order(errors, "predictor")
@@ -149,8 +155,10 @@ def fault_recovery(near: pd.DataFrame) -> alt.TopLevelMixin:
     return alt.layer(rules, level, line)
 
 
-def _smoothed_lines(steps: pd.DataFrame, column: str, width: int, title: str, scale: alt.Scale) -> alt.Chart:
-    rows = small(thinned(smoothed(steps, column, width), KEYS))
+def _smoothed_lines(
+    steps: pd.DataFrame, column: str, width: int, title: str, scale: alt.Scale, by: str = "mean"
+) -> alt.Chart:
+    rows = small(thinned(smoothed(steps, column, width, by), KEYS))
     return (
         alt.Chart(rows[["arm", "seed", "step", "value"]])
         .mark_line(strokeWidth=1.3)

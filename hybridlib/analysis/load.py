@@ -35,6 +35,8 @@ SUMMARY = [
     "real_steps",
     "train_s",
     "nominal_tokens_per_s",
+    "steady_tokens_per_s",
+    "slowdown",
     "trained_tokens_per_s",
     "real_step_median_s",
     "predict_s",
@@ -62,6 +64,7 @@ RUN_COLUMNS = [
     *PER_PHASE,
     "target_loss",
     "time_to_target_s",
+    "steady_time_to_target_s",
     "reported_loss_nats",
 ]
 MISSING_COLUMNS = ["stage", *KEYS, "why"]
@@ -100,7 +103,7 @@ class Records:
 def read(study: str, outputs: Path = OUTPUTS) -> Records:
     """All complete runs of a study, by name or .yaml path.
 
-    Raises `ValueError` if its runs come from different training code, devices or, within a data source, corpora.
+    Raises `ValueError` if the runs on a data source come from different training code, devices or corpora.
     """
     plan = load_study(study)
     folder = outputs / plan.study
@@ -136,10 +139,16 @@ def planned(study: Study) -> Iterator[tuple[str, Run, bool]]:
 
 
 def refuse_mixture(runs: pd.DataFrame) -> None:
-    """Raises `ValueError`, naming runs, unless all share code and device, and a data source's runs their corpus."""
-    groups = [(column, "all runs", runs) for column in ("training_sha256", "device")]
-    groups += [("predictor_sha256", f"the runs of {arm}", part) for arm, part in runs.groupby("arm")]
-    groups += [("corpus_sha256", f"the runs on {data}", part) for data, part in runs.groupby("data")]
+    """Raises `ValueError`, naming runs, unless what is compared was made alike.
+
+    A comparison never leaves its data source: the runs on one share code, device and corpus, those of an arm its predictor's code.
+    """
+    groups = [
+        (column, f"the runs on {data}", part)
+        for data, part in runs.groupby("data")
+        for column in ("training_sha256", "device", "corpus_sha256")
+    ]
+    groups += [("predictor_sha256", f"the runs of {arm} on {data}", part) for (data, arm), part in runs.groupby(["data", "arm"])]
     for column, where, part in groups:
         if part[column].nunique(dropna=False) > 1:
             named = {
@@ -150,8 +159,15 @@ def refuse_mixture(runs: pd.DataFrame) -> None:
             raise ValueError(f"{where} must have one {column} to be compared, and have {len(named)}: {listed}")
 
 
+def devices(runs: pd.DataFrame) -> str:
+    """Where the runs were made: one device, or each with its data sources."""
+    found = {device: list(dict.fromkeys(part.data)) for device, part in runs.groupby("device", sort=False)}
+    return "; ".join(f"{device} ({', '.join(data)})" if len(found) > 1 else device for device, data in found.items())
+
+
 def with_targets(runs: pd.DataFrame, evals: pd.DataFrame) -> pd.DataFrame:
-    """Adds each run's target, its same-seed baseline's final held-out loss, and the seconds until it was reached.
+    """Adds each run's target, its same-seed baseline's final held-out loss, and the seconds until it was reached, as they were
+    and at the run's steady pace.
 
     Infinite: not reached by the end of the run's extension, or of a peer, whose learning rate ends where it ends.
     Missing: no baseline of the same batch and seed, another arm that is not extended, or a run that stopped for another
@@ -170,6 +186,7 @@ def with_targets(runs: pd.DataFrame, evals: pd.DataFrame) -> pd.DataFrame:
         known = measured and not math.isnan(run.target_loss) and (math.isfinite(seconds) or ended)
         times.append(seconds if known else math.nan)
     out["time_to_target_s"] = pd.Series(times, index=out.index, dtype=float)
+    out["steady_time_to_target_s"] = out.time_to_target_s * out.nominal_tokens_per_s / out.steady_tokens_per_s
     return out
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from hybridlib.analysis import stats
 from hybridlib.analysis.effects import by_seed, effect
-from hybridlib.analysis.load import BASELINE, Records
+from hybridlib.analysis.load import BASELINE, Records, devices
 from hybridlib.analysis.measured import FAIL, INCONCLUSIVE, PASS
 from hybridlib.analysis.rules import Part
 from hybridlib.analysis.wording import estimate, listed, number, with_unit
@@ -89,6 +89,23 @@ def speed_bound(records: Records, main: Part) -> str:
     )
 
 
+def steadiness(records: Records, main: Part, tolerated: float = 1.2) -> str:
+    """Which runs did not keep one pace, and what the main arm's speed is without that."""
+    runs = records.runs[records.runs.data == main.data]
+    measured, steady = (effect(records.runs, metric, main.arm, main.data) for metric in ("speedup", "steady_speedup"))
+    if not steady.n:
+        return f"`{main.arm}` was not run on `{main.data}`, so there is no pace to judge."
+    slow = runs[runs.slowdown > tolerated]
+    if slow.empty:
+        return f"Every run on `{main.data}` kept its pace: no slowest tenth of real steps took {number(tolerated)} times the fastest's time."
+    named = [f"`{run.arm}` with seed {run.seed} ({with_unit(run.slowdown, '×')})" for run in slow.itertuples()]
+    return (
+        f"Not every run kept its pace: the slowest tenth of real steps took more than {number(tolerated)} times the fastest's "
+        f"time in {listed(named)}. Had every run kept the pace of its fastest tenth, `{main.arm}` would have had "
+        f"{estimate(steady, '×')} the throughput of `{BASELINE}`, where {estimate(measured, '×')} was measured."
+    )
+
+
 def over_sources(records: Records, metric: str, arm: str, unit: str) -> str:
     """Interquartile mean of a metric over all data sources and seeds, with a bootstrap stratified by source."""
     columns = [by_seed(records.runs, metric, arm, data) for data in records.study.sources]
@@ -134,8 +151,8 @@ def provenance(records: Records) -> str:
     dirty = int(runs.dirty.astype(bool).sum())
     return (
         f"{len(runs)} runs, made between {runs.started_at.min()[:16]} and {runs.ended_at.max()[:16]} UTC on "
-        f"{listed(sorted(set(runs.device)))}; {number(runs.model_parameters.iloc[0] / 1e6)} million parameters; code "
-        f"{runs.training_sha256.iloc[0][:12]} at commit {commits}"
+        f"{devices(runs)}; {number(runs.model_parameters.iloc[0] / 1e6)} million parameters; code "
+        f"{listed(runs.training_sha256.str[:12].unique())} at commit {commits}"
         + (f", {dirty} of the runs with uncommitted changes." if dirty else ".")
     )
 

@@ -1,11 +1,14 @@
 """The figures in the README: written from `results.json`, never typed. `python -m hybridlib.analysis.readme` renews them."""
 
 import json
+import math
 from typing import Any
 
 import pandas as pd
 
-from hybridlib.analysis.wording import number
+from hybridlib.analysis.rules import read_rules
+from hybridlib.analysis.stats import Effect
+from hybridlib.analysis.wording import estimate, number
 from hybridlib.studies import OUTPUTS, ROOT
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
@@ -13,10 +16,9 @@ ARMS = ("baseline", "hybrid", "memory_optimized", "hold", "sham")
 
 
 def block(studies: list[dict[str, Any]]) -> str:
-    """What every study found, from its `results.json`: the first in full, of the others the claim and the arms."""
-    first, *others = studies
-    beside = [f"**{results['study']}.** {claim(results)}\n\n{arms_table(results)}\n\n{verdicts_line(results)}" for results in others]
-    return "\n\n".join([claim(first), arms_table(first), verdicts_table(first), *beside])
+    """What every study found, from its `results.json`: its claim and its arms, then the verdicts of all side by side."""
+    found = [f"**{results['study']}.** {claim(results)}\n\n{arms_table(results)}" for results in studies]
+    return "\n\n".join([*found, verdicts_table(studies)])
 
 
 def claim(results: dict[str, Any]) -> str:
@@ -24,10 +26,13 @@ def claim(results: dict[str, Any]) -> str:
     hybrid = results["arms"]["text/hybrid"]
     nominal = results["arms"]["text/baseline"]["real_steps"]
     to_target = hybrid["time_to_target_ratio"]
+    steady = hybrid["steady_speedup"]
+    differs = abs(steady / hybrid["speedup"] - 1) > 0.03
+    at_pace = f" ({number(steady)}× had every run kept the pace of its fastest tenth)" if differs else ""
     reached = f", and it reaches the baseline's final loss in 1/{number(to_target)} of the time" if to_target else ""
     return (
         f"Measured on {results['device']}: with {number(hybrid['real_steps'], 4)} of {number(nominal, 4)} steps computed, training "
-        f"is **{number(hybrid['speedup'])}× as fast**, its held-out loss **{hybrid['delta_loss_pct']:+.2f}%** from the "
+        f"is **{number(hybrid['speedup'])}× as fast**{at_pace}, its held-out loss **{hybrid['delta_loss_pct']:+.2f}%** from the "
         f"baseline's{reached}."
     )
 
@@ -39,6 +44,7 @@ def arms_table(results: dict[str, Any]) -> str:
             "seeds": len(found["seeds"]),
             "computed steps": number(found["real_steps"], 4),
             "speedup": _or_dash(found["speedup"], "{:.2f}×"),
+            "at a steady pace": _or_dash(found["steady_speedup"], "{:.2f}×"),
             "Δ loss": _or_dash(found["delta_loss_pct"], "{:+.2f}%"),
             "time to target": _or_dash(found["time_to_target_ratio"], "{:.2f}×"),
             "peak memory in Predict, MB": _or_dash(found["peak_mb"]["predict"], "{:.0f}"),
@@ -49,23 +55,27 @@ def arms_table(results: dict[str, Any]) -> str:
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-def verdicts_table(results: dict[str, Any]) -> str:
+def verdicts_table(studies: list[dict[str, Any]]) -> str:
+    """One row a criterion, one column a study: the verdict, and the value of the part that decides it."""
     rows = [
-        {"": name, "verdict": f"**{c['verdict']}**", "why": c["why"].replace("|", "\\|")}
-        for name, c in results["criteria"].items()
+        {"": name, "asks": rule.about} | {results["study"]: verdict(results["criteria"][name]) for results in studies}
+        for name, rule in read_rules().criteria.items()
     ]
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-def verdicts_line(results: dict[str, Any]) -> str:
-    return "Verdicts: " + ", ".join(f"{name} {c['verdict']}" for name, c in results["criteria"].items()) + "."
+def verdict(found: dict[str, Any]) -> str:
+    value, low, high = (math.nan if found[key] is None else found[key] for key in ("value", "low", "high"))
+    measured = estimate(Effect(value, low, high, math.nan, 0), found["unit"] or "")
+    return f"**{found['verdict']}** {measured}" if found["value"] is not None else f"**{found['verdict']}**"
 
 
 def committed() -> list[dict[str, Any]]:
-    """The results of every study that has a baseline and a hybrid on text, the default study's first."""
-    files = sorted(OUTPUTS.glob("*/results.json"), key=lambda path: (path.parent.name != "cpu", path.parent.name))
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in files if path.parent.name != "smoke"]
-    return [results for results in found if {"text/baseline", "text/hybrid"} <= set(results["arms"])]
+    """The results of every study that has a baseline and a hybrid on text: the default study's, then those of most seeds."""
+    files = [path for path in OUTPUTS.glob("*/results.json") if path.parent.name != "smoke"]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    whole = [results for results in found if {"text/baseline", "text/hybrid"} <= set(results["arms"])]
+    return sorted(whole, key=lambda of: (of["study"] != "cpu", -len(of["arms"]["text/hybrid"]["seeds"]), of["study"]))
 
 
 def renewed(text: str, block: str) -> str:

@@ -35,7 +35,7 @@ class Research:
 
     trials: pd.DataFrame
     missing: list[str]
-    training_sha256: str = ""  # of the code that made them, which may be older than that of the study's own runs
+    training_sha256: frozenset[str] = frozenset()  # of the code that made them, which may be older than that of the study's runs
 
     def of(self, prefix: str) -> pd.DataFrame:
         """The trials of all sweeps whose names begin so, which the rest of the name then tells apart."""
@@ -49,9 +49,12 @@ class Research:
 
 
 def read(study: Study) -> Research:
-    """Every complete trial around a study. Raises `ValueError` if trials come from different training code."""
+    """Every complete trial around a study. Raises `ValueError` if trials that are compared were not made alike."""
     rows, evals, missing = [], {}, []
-    for name, sweep in sweeps(study).items():
+    asked = sweeps(study)
+    for name, sweep in asked.items():
+        alone = "baseline" in sweep.trials() or REFERENCE not in asked
+        beside = name if alone else REFERENCE  # whose trials they are compared with
         for run in runs(study, name, sweep):
             folder = RunFolder(OUTPUTS / run.study / "runs" / run.id)
             facts = folder.facts
@@ -68,14 +71,13 @@ def read(study: Study) -> Research:
                 | dict(predicted_share=summary["phase_share"]["predict"], held_out_loss=summary["held_out_loss"])
                 | dict(train_s=summary["train_s"], equivalents=equivalents, speedup=run.steps / equivalents)
                 | {k: summary[k] for k in ("divergences", "jumps_rejected")}
-                | dict(training_sha256=facts["code"]["training_sha256"], data=name, arm=str(run.predictor and run.predictor.name))
+                | dict(training_sha256=facts["code"]["training_sha256"], data=beside, arm=str(run.predictor and run.predictor.name))
                 | {k: facts[k] for k in ("device", "corpus_sha256", "predictor_sha256")}
             )
     made = ["training_sha256", "device", "predictor_sha256", "corpus_sha256"]
     trials = pd.DataFrame(rows, columns=[*COLUMNS, "arm", "data", *made])
-    refuse_mixture(trials)  # a predictor stands for the arm, a sweep for the data
-    code = "".join(trials.training_sha256.unique())  # one, or none without trials
-    return Research(with_baselines(trials[COLUMNS], evals), missing, code)
+    refuse_mixture(trials)  # a predictor stands for the arm, what a sweep is compared with for the data
+    return Research(with_baselines(trials[COLUMNS], evals), missing, frozenset(trials.training_sha256))
 
 
 def asks_the_same(run: Run, recorded: dict[str, Any]) -> bool:

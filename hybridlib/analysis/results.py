@@ -7,11 +7,12 @@ from typing import Any
 import pandas as pd
 
 from hybridlib.analysis.effects import effect
-from hybridlib.analysis.load import BASELINE, Records
+from hybridlib.analysis.load import BASELINE, Records, devices
 from hybridlib.records import PHASES, write_atomically
 
 RATIOS = {
     "speedup": "speedup",
+    "steady_speedup": "steady_speedup",
     "delta_loss_pct": "delta_loss_pct",
     "delta_perplexity_pct": "delta_perplexity_pct",
     "time_to_target_ratio": "time_to_target",
@@ -24,7 +25,7 @@ def write_results(records: Records, verdicts: pd.DataFrame, parts: pd.DataFrame)
     content = dict(
         study=records.study.study,
         commit=", ".join(sorted(set(runs.commit))) or None,
-        device=", ".join(sorted(set(runs.device))) or None,
+        device=devices(runs) or None,
         criteria={
             row.criterion: {
                 key: _finite(getattr(row, key)) for key in ("verdict", "value", "low", "high", "unit", "p", "why")

@@ -35,11 +35,11 @@ def phase_segments(steps: pd.DataFrame) -> pd.DataFrame:
     return first.assign(start=grouped.step.min() - 1, end=grouped.step.max()).reset_index(drop=True)
 
 
-def smoothed(steps: pd.DataFrame, column: str, width: int) -> pd.DataFrame:
-    """Mean of a column over bins of `width` nominal steps, real steps only: KEYS, step (the bin's middle), value."""
+def smoothed(steps: pd.DataFrame, column: str, width: int, by: str = "mean") -> pd.DataFrame:
+    """Mean (or median) of a column over bins of `width` nominal steps, real steps only: KEYS, step (the bin's middle), value."""
     real = steps[(steps.real == 1) & steps[column].notna()]
     middle = (real.step - 1) // width * width + (width + 1) / 2
-    out = real.assign(step=middle).groupby([*KEYS, "step"], sort=False)[column].mean()
+    out = real.assign(step=middle).groupby([*KEYS, "step"], sort=False)[column].agg(by)
     return out.rename("value").reset_index()
 
 

@@ -6,7 +6,7 @@ from hybridlib.analysis import stats
 from hybridlib.analysis.effects import by_seed, effect
 from hybridlib.analysis.load import BASELINE
 from hybridlib.analysis.tables import by_arm
-from hybridlib.analysis.wording import estimate, p_value
+from hybridlib.analysis.wording import estimate, number, p_value
 
 
 def speed(runs: pd.DataFrame) -> pd.DataFrame:
@@ -43,6 +43,24 @@ def speed(runs: pd.DataFrame) -> pd.DataFrame:
             "never reached",
         ],
     )
+
+
+def pace(runs: pd.DataFrame) -> pd.DataFrame:
+    """How far each arm's steps slowed down, and its speedup and time to target had every run kept the pace of its fastest tenth."""
+    metrics = {
+        "speedup": "speedup",
+        "at a steady pace": "steady_speedup",
+        "time to target": "time_to_target",
+        "at its steady pace": "steady_time_to_target",
+    }
+    rows = []
+    for (data, arm), part in by_arm(runs):
+        found = {title: effect(runs, metric, arm, data) for title, metric in metrics.items()} if arm != BASELINE else {}
+        rows.append(
+            {"data": data, "arm": arm, "slowest tenth over fastest": ", ".join(number(ratio) for ratio in part.slowdown)}
+            | {title: estimate(e, "×") if e.value else "not reached" for title, e in found.items()}
+        )
+    return pd.DataFrame(rows, columns=["data", "arm", "slowest tenth over fastest", *metrics])
 
 
 def quality(runs: pd.DataFrame) -> pd.DataFrame:

@@ -1,11 +1,12 @@
 """Tables of the sweeps: tuning, what carries to other settings, what one changed setting does."""
 
 import math
+from typing import Any
 
 import pandas as pd
 
 from hybridlib.analysis.research import REFERENCE, Research
-from hybridlib.analysis.wording import fixed, with_unit
+from hybridlib.analysis.wording import fixed, number, with_unit
 
 TITLES = {  # of the sweeps of what carries, as figures name them
     "wide": "11 M parameters, 4 × 64",
@@ -55,11 +56,11 @@ def carried(research: Research) -> pd.DataFrame:
 
 
 def cycles(lengths: Research, carry: Research, frozen: str) -> pd.DataFrame:
-    """One row a length of a cycle at GPT-2 Small's size, the frozen one first: loss against that size's baseline, and what
-    the steps come to, jumps included. Empty without that baseline."""
+    """One row a length of a cycle at GPT-2 Small's size, the frozen one first: loss against that size's baseline, and what a
+    predicted step costs. Empty without that baseline."""
     own = carry.of("carry_").query("sweep == 'small'").set_index("trial")
     if "baseline" not in own.index:
-        return pd.DataFrame(columns=["cycle", "real steps", "loss", "Δ (%)", "steps and jumps, in real steps"])
+        return pd.DataFrame(columns=["cycle", "real steps", "loss", "Δ (%)", "a predicted step, in real ones"])
     trials = [(frozen, own.loc["hybrid"])] if "hybrid" in own.index else []
     trials += [(row.trial.removeprefix("cycle-"), row) for _, row in lengths.of("cycle").iterrows()]
     target = own.held_out_loss["baseline"]
@@ -69,11 +70,39 @@ def cycles(lengths: Research, carry: Research, frozen: str) -> pd.DataFrame:
             "real steps": int(row.real_steps),
             "loss": fixed(row.held_out_loss, 3),
             "Δ (%)": with_unit(100 * (row.held_out_loss / target - 1), "", sign=True),
-            "steps and jumps, in real steps": round(row.equivalents),
+            "a predicted step, in real ones": number(predicted_step(row)),
         }
         for name, row in trials
     ]
     return pd.DataFrame(rows).sort_values("cycle", key=lambda column: column.str.split("-").str[0].astype(int))
+
+
+def predicted_step(trial: Any) -> float:
+    """What a predicted step of a trial takes, its share of the jump, over the median real step."""
+    return (trial.equivalents - trial.real_steps) / (trial.steps - trial.real_steps)
+
+
+def flattening(by_size: dict[str, Research], frozen: str = "spectral-5") -> pd.DataFrame:
+    """One row a size and a way to flatten a jump's spectrum: its loss, mean over seeds, and each seed's distance from the frozen
+    way; what a predicted step costs."""
+    rows = []
+    for size, research in by_size.items():
+        sweep = research.of("flattening")
+        loss = sweep.pivot(index="trial", columns="seed", values="held_out_loss")
+        for name, part in sweep[sweep.predictor.notna()].groupby("trial", sort=False):
+            away = 100 * (loss.loc[name] / loss.loc[frozen] - 1) if frozen in loss.index else loss.loc[name] * math.nan
+            rows.append(
+                {
+                    "size": size,
+                    "predictor-iterations": name,
+                    "seeds": len(part),
+                    "loss": fixed(part.held_out_loss.mean(), 3),
+                    f"against {frozen} (%)": ", ".join(with_unit(pct, "", sign=True) for pct in away.dropna()),
+                    "a predicted step, in real ones": number(part.apply(predicted_step, axis=1).median()),
+                }
+            )
+    columns = ["size", "predictor-iterations", "seeds", "loss", f"against {frozen} (%)", "a predicted step, in real ones"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def over_tuned(research: Research) -> pd.DataFrame:

@@ -41,6 +41,7 @@ COLOURS = {
     "INCONCLUSIVE": GREY,
 }
 SPARE = (SKY, PURPLE, YELLOW, GREY)  # for names that are not above, in the order of their appearance
+NOTHING = {"records": 0}  # what a chart without records carries, for those who leave it out
 TEXT_WIDTH_PX = 640  # a figure this wide fills the text's 16 cm; a narrower one keeps its scale
 WIDTH, HEIGHT, FONT = 575, 250, 12  # px; with its axis a chart fills the text, and 12 px print at 8.5 pt
 
@@ -95,7 +96,8 @@ def drawn(figure: Callable[..., alt.TopLevelMixin]) -> Callable[..., alt.TopLeve
         if len(frame):
             return figure(frame, *args, **settings)
         said = pd.DataFrame({"said": ["no records to draw"]})
-        return alt.Chart(said).mark_text(fontSize=FONT, color=GREY).encode(text="said:N").properties(height=60)
+        words = alt.Chart(said).mark_text(fontSize=FONT, color=GREY).encode(text="said:N")
+        return words.properties(height=60, usermeta=NOTHING)
 
     return safe
 

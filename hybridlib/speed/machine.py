@@ -34,6 +34,19 @@ def gemm_flops_per_s(device: torch.device, dtype: torch.dtype, repeats: int = 5)
     return 2 * SIDE**3 / float(np.median(seconds))
 
 
+def subnormal_slowdown(device: torch.device, side: int = 1024, every: int = 64, repeats: int = 5) -> float:
+    """How many times as long a product takes if one element in `every` is subnormal, medians in turns.
+
+    Gradients underflow late in training: where this is far above 1, a run's steps slow down by their own numbers.
+    """
+    plain, other = (torch.randn(side, side, device=device) for _ in range(2))
+    tiny = plain.clone()
+    tiny.view(-1)[::every] = 1e-40
+    seconds = [[timed(lambda: torch.mm(each, other), device) for each in (tiny, plain)] for _ in range(repeats + 1)][1:]
+    slow, fast = np.median(seconds, axis=0)
+    return float(slow / fast)
+
+
 def copy_bytes_per_s(device: torch.device, repeats: int = 5) -> float:
     """Bytes a second that a copy reads and writes, the median of some."""
     source = torch.ones(COPIED // 4, device=device)
@@ -50,6 +63,7 @@ def facts(study: Study, device_choice: str) -> dict[str, Any]:
         gemm_fp32_flops_per_s=gemm_flops_per_s(device, torch.float32),
         gemm_bf16_flops_per_s=gemm_flops_per_s(device, torch.bfloat16),
         copy_bytes_per_s=copy_bytes_per_s(device),
+        subnormal_slowdown=subnormal_slowdown(device),
         training_share=training_share(OUTPUTS / study.study),
         device=device_name(device, run.threads),
         code=provenance.code(),

@@ -6,10 +6,14 @@ import pandas as pd
 
 
 def training_share(study_folder: Path) -> float | None:
-    """Seconds inside steps over the seconds of all jobs, chapters and report included; None before a study has run."""
+    """Seconds inside steps over the seconds of all jobs, chapters and report included; None before a study has run.
+
+    Runs that the pipeline did not time are left out of both.
+    """
     file = study_folder / "results" / "pipeline.csv"
     if not file.exists():
         return None
-    jobs_s = pd.to_numeric(pd.read_csv(file).seconds, errors="coerce").sum()
-    steps_s = sum(pd.read_csv(steps, usecols=["step_s"]).step_s.sum() for steps in study_folder.glob("runs/*/steps.csv"))
-    return float(steps_s / jobs_s) if jobs_s else None
+    jobs_s = pd.to_numeric(pd.read_csv(file).set_index("job").seconds, errors="coerce").dropna()
+    runs = [steps for steps in study_folder.glob("runs/*/steps.csv") if steps.parent.name in jobs_s]
+    steps_s = sum(pd.read_csv(steps, usecols=["step_s"]).step_s.sum() for steps in runs)
+    return float(steps_s / jobs_s.sum()) if len(jobs_s) else None
