@@ -1,6 +1,44 @@
-"""HybridTrainer: training in which most steps are predicted instead of computed, and the study of what that is worth."""
+"""HybridTrainer: training in which most steps are predicted instead of computed, and the study of what that is worth.
 
-import warnings
+The method is an optimizer that wraps another one:
 
-# transformers loads tqdm's bars for notebooks, of which none is ever shown here; without ipywidgets they warn, with a path.
-warnings.filterwarnings("ignore", message="IProgress not found")
+    optimizer = HybridOptimizer(inner, model.named_parameters(), PhaseSchedule(...), Spectral(gain=3.0))
+
+What stands in `__all__` is loaded when it is first asked for, so that reading a study's parameters loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hybridlib.method.optimizer import HybridOptimizer
+    from hybridlib.method.predictors.base import History, Predictor
+    from hybridlib.method.predictors.controls import Hold, Sham
+    from hybridlib.method.predictors.dmd import Dmd
+    from hybridlib.method.predictors.drift import Drift
+    from hybridlib.method.predictors.linear import Linear
+    from hybridlib.method.predictors.nesterov import Nesterov
+    from hybridlib.method.predictors.ridge import Ridge
+    from hybridlib.method.predictors.spectral import Polar, Spectral
+    from hybridlib.method.predictors.wnn import Wnn
+    from hybridlib.method.schedule import Phase, PhaseSchedule
+
+_HOME = {
+    "HybridOptimizer": "optimizer",
+    **dict.fromkeys(("PhaseSchedule", "Phase"), "schedule"),
+    **dict.fromkeys(("Predictor", "History"), "predictors.base"),
+    **dict.fromkeys(("Hold", "Sham"), "predictors.controls"),
+    **{name: f"predictors.{name.lower()}" for name in ("Linear", "Drift", "Ridge", "Dmd", "Wnn", "Nesterov", "Spectral")},
+    "Polar": "predictors.spectral",
+}
+__all__ = [*_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"hybridlib.method.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

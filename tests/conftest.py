@@ -14,7 +14,7 @@ from hybridlib.config import Run
 from hybridlib.records import EvalRecord, RunFolder, StepRecord, write_atomically
 from hybridlib.studies import load_study
 from hybridlib.summary import summarise
-from hybridlib.training.predictors.base import Predictor, Weights
+from hybridlib.method.predictors.base import Predictor, Weights
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

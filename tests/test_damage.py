@@ -18,7 +18,7 @@ from hybridlib import progress
 from hybridlib.records import RunFolder, StorageError, mark, write_atomically
 from hybridlib.training import experiment, tensor_file
 from hybridlib.training.checkpoint import CheckpointFile
-from hybridlib.training.store import Store
+from hybridlib.method.offload import TensorStore
 
 STEPS = 120
 

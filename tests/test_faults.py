@@ -16,8 +16,8 @@ from hybridlib.records import RunFolder
 from hybridlib.studies import OUTPUTS, load_study
 from hybridlib.training.assemble import schedule_of
 from hybridlib.training.experiment import train
-from hybridlib.training.guards import DivergenceMonitor
-from hybridlib.training.phases import Phase
+from hybridlib.method.guards import DivergenceMonitor
+from hybridlib.method.schedule import Phase
 
 FACTORS = dict(lr_spike=300.0, exploding_gradient=1e4, vanishing_gradient=1e6, wild_jump=50.0)
 KINDS = ["lr_spike", "exploding_gradient", "vanishing_gradient", "nan_gradient", "inf_gradient", "corrupt_batch", "wild_jump"]

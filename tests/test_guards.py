@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridlib.training.guards import MIN_LOSSES, DivergenceMonitor, accepts_jump
+from hybridlib.method.guards import MIN_LOSSES, DivergenceMonitor, accepts_jump
 
 steady = [4.0 + 0.3 * math.sin(2 * i) for i in range(60)]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hybridlib.training.memory import PredictAware, give_back
-from hybridlib.training.store import Store
+from hybridlib.method.offload import TensorStore
 from hybridlib.training.meter import Meter
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from hybridlib.studies import load_study
 from hybridlib.training.assemble import schedule_of
-from hybridlib.training.phases import Phase, PhaseSchedule
+from hybridlib.method.schedule import Phase, PhaseSchedule
 
 schedules = st.builds(
     PhaseSchedule,

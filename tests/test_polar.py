@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlib.training.predictors.polar import best_quintic, best_quintics, flattened
-from hybridlib.training.predictors.spectral import flatten_spectrum
+from hybridlib.method.predictors.polar import best_quintic, best_quintics, flattened
+from hybridlib.method.predictors.spectral import flatten_spectrum
 
 POWERS = np.array([1, 3, 5])
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hybridlib.config import predictor_settings
-from hybridlib.training.predictors import make_predictor
-from hybridlib.training.predictors.base import Predictor, Weights
+from hybridlib.method.predictors import make_predictor
+from hybridlib.method.predictors.base import Predictor, Weights
 
 EVERY = sorted(predictor_settings())
 

@@ -6,9 +6,9 @@ from conftest import some_weights, values, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlib.training.predictors import make_predictor, nesterov
-from hybridlib.training.predictors.base import is_matrix
-from hybridlib.training.predictors.spectral import flatten_spectrum, newton_schulz
+from hybridlib.method.predictors import make_predictor, nesterov
+from hybridlib.method.predictors.base import is_matrix
+from hybridlib.method.predictors.spectral import flatten_spectrum, newton_schulz
 
 
 def test_nesterov_is_the_published_recursion() -> None:

@@ -10,12 +10,12 @@ from torch import nn
 from hybridlib.config import Model, Source
 from hybridlib.training.checkpoint import Snapshots
 from hybridlib.training.data import open_source
-from hybridlib.training.guards import DivergenceMonitor
+from hybridlib.method.guards import DivergenceMonitor
 from hybridlib.training.memory import PredictAware
 from hybridlib.training.models import build, loss_fn
-from hybridlib.training.phases import PhaseSchedule
-from hybridlib.training.predictors import make_predictor
-from hybridlib.training.predictors.base import Predictor, Weights
+from hybridlib.method.schedule import PhaseSchedule
+from hybridlib.method.predictors import make_predictor
+from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.training.trainer import HybridTrainer
 
 SIZES = Model(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=32)

@@ -5,7 +5,7 @@ import torch
 
 from hybridlib.config import Run
 from hybridlib.training.data import open_source
-from hybridlib.training.predictors import make_predictor
+from hybridlib.method.predictors import make_predictor
 from hybridlib.training.trajectory import forecast_errors, loss_after_correct, record
 
 RUN = Run(

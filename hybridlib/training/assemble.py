@@ -6,13 +6,16 @@ import torch
 
 from hybridlib import provenance
 from hybridlib.config import Run, Schedule
-from hybridlib.training.guards import DivergenceMonitor
-from hybridlib.training.memory import KeepOnDevice, PredictAware
+from hybridlib.method.guards import DivergenceMonitor
+from hybridlib.method.offload import OptimizerOffload
+from hybridlib.method.optimizer import HybridOptimizer
+from hybridlib.method.predictors import make_predictor
+from hybridlib.method.predictors.base import Predictor
+from hybridlib.method.schedule import PhaseSchedule
+from hybridlib.training.checkpoint import Snapshots
 from hybridlib.training.models import build, loss_fn
+from hybridlib.training.objective import Objective
 from hybridlib.training.optimizers import make_optimizer
-from hybridlib.training.phases import PhaseSchedule
-from hybridlib.training.predictors import make_predictor
-from hybridlib.training.read_out import ReadOut
 from hybridlib.training.trainer import HybridTrainer
 
 
@@ -40,27 +43,35 @@ def schedule_of(run: Run) -> PhaseSchedule:
 
 
 def make_trainer(run: Run, device: torch.device, **storage: Any) -> HybridTrainer:
-    """Model, optimizer, schedule, predictor and guards of a run, put together."""
-    model = build(run.model, run.seed).to(device)
-    optimizer = make_optimizer(run.optimizer, model)
-    name, options = (run.predictor.name, run.predictor.settings) if run.predictor else ("hold", {})
-    guards = run.guards.model_dump()
-    return HybridTrainer(
-        model,
-        optimizer,
-        torch.compile(loss_fn) if run.compile else loss_fn,
+    """Return model, optimizer, schedule, predictor and guards of a run, put together.
+
+    Args:
+        run: its parameters.
+        device: where the model lies.
+        storage: `snapshots` and `meter`, as for `HybridTrainer`.
+    """
+    model, guards = build(run.model, run.seed).to(device), run.guards.model_dump()
+    optimizer = HybridOptimizer(
+        make_optimizer(run.optimizer, model),
+        model.named_parameters(),
         schedule_of(run),
-        make_predictor(name, **options),
-        accumulation=run.accumulation,
-        precision=run.precision,
-        memory=PredictAware(optimizer) if run.memory == "offload" else KeepOnDevice(),
-        jump_margin_nats=guards.pop("jump_margin_nats"),
-        monitor=DivergenceMonitor(**guards),
-        snapshot_every=run.snapshot_every,
+        predictor_of(run),
         moments=run.moments,
-        read_out=ReadOut(run.read_out_steps),
+        jump_margin_nats=guards.pop("jump_margin_nats"),
+    )
+    storage.setdefault("snapshots", Snapshots(run.snapshot_every))
+    return HybridTrainer(
+        optimizer,
+        Objective(model, torch.compile(loss_fn) if run.compile else loss_fn, run.accumulation, run.precision),
+        monitor=DivergenceMonitor(**guards),
+        offload=OptimizerOffload(optimizer) if run.memory == "offload" else None,
         **storage,
     )
+
+
+def predictor_of(run: Run) -> Predictor:
+    """Return the run's predictor; plain training has one that is never asked."""
+    return make_predictor(run.predictor.name, **run.predictor.settings) if run.predictor else make_predictor("hold")
 
 
 def warm_up_kernels(run: Run, device: torch.device) -> None:

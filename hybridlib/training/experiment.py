@@ -12,17 +12,18 @@ from torch import nn
 
 from hybridlib import progress, provenance
 from hybridlib.config import Run
-from hybridlib.records import EvalRecord, RunFolder
+from hybridlib.method.schedule import Phase, PhaseState
+from hybridlib.records import EvalRecord, RunFolder, StepRecord
 from hybridlib.summary import UNTIMED_STEPS, summarise
 from hybridlib.training.assemble import device_name, make_trainer, pick_device, warm_up_kernels
+from hybridlib.training.average import WeightAverage
 from hybridlib.training.checkpoint import CheckpointFile
 from hybridlib.training.data import DataSource, open_source
-from hybridlib.training.faults import NO_FAULT, make_fault
+from hybridlib.training.faults import install
 from hybridlib.training.memory import give_back
 from hybridlib.training.meter import Meter, nvml_used_mb
 from hybridlib.training.models import Batch, loss_fn
 from hybridlib.training.optimizers import set_learning_rate
-from hybridlib.training.phases import Phase, PhaseState
 from hybridlib.training.preemption import Preemption
 from hybridlib.training.trainer import HybridTrainer
 
@@ -45,10 +46,14 @@ def _train(run: Run, device: torch.device, records: RunFolder, preemption: Preem
     meter = Meter(device)  # before there is a model: what memory is counted from
     about = progress.identity(run)
     about |= dict(started_at=provenance.now(), device=device_name(device, run.threads), corpus_sha256=source.sha256)
-    file = CheckpointFile(progress.checkpoint_path(run), lambda: dict(files=records.marks()), about)
+    average = WeightAverage(run.read_out_steps)
+    path, beside = progress.checkpoint_path(run), lambda: dict(files=records.marks(), average=average.state_dict())
+    file = CheckpointFile(path, beside, about, run.snapshot_every)
     trainer = make_trainer(run, device, snapshots=file, meter=meter)
-    resumed = resume(run, trainer, records, file)
-    loop = Loop(run, trainer, records, source, preemption)
+    if run.fault:
+        install(run.fault, trainer)
+    resumed = resume(run, trainer, average, records, file)
+    loop = Loop(run, trainer, average, records, source, preemption)
     compile_s = loop.rehearse() if run.compile else 0.0
     loop.until(run.steps)
     if run.extend > 1:
@@ -62,7 +67,7 @@ def _train(run: Run, device: torch.device, records: RunFolder, preemption: Preem
         resumed=resumed,
         compile_s=compile_s,
         model_parameters=sum(weight.numel() for _, weight in trainer.weights),
-        weights_sha256=weights_sha256(trainer.model),
+        weights_sha256=weights_sha256(trainer.objective.model),
         memory_floor_mb=trainer.meter.floor_mb,
         nvml_used_mb=nvml_used_mb(device),
         target_loss=progress.target_loss(run),
@@ -76,29 +81,30 @@ def _train(run: Run, device: torch.device, records: RunFolder, preemption: Preem
     return facts
 
 
-def resume(run: Run, trainer: HybridTrainer, records: RunFolder, file: CheckpointFile) -> bool:
+def resume(run: Run, trainer: HybridTrainer, average: WeightAverage, records: RunFolder, file: CheckpointFile) -> bool:
     """Goes on from the newest sound checkpoint of this code and these parameters whose records are as it left them.
 
     Where there is none the folder is cleared for a fresh start. Warns of what was found damaged.
     """
 
-    def fits(facts: dict[str, Any]) -> bool:
-        if not progress.is_current(run, facts) or facts["device"] != file.about["device"]:
+    def fits(saved: dict[str, Any]) -> bool:
+        if not progress.is_current(run, saved["about"]) or saved["about"]["device"] != file.about["device"]:
             return False
-        if not (whole := records.cut_back(facts["files"])):
+        if not (whole := records.cut_back(saved["beside"]["files"])):
             warnings.warn(f"{records.path}: its CSV files are not as a checkpoint left them; going on from an earlier state")
         return whole
 
     if said := records.damage():
         warnings.warn(f"{said}; the run is trained again")
-    snapshot = file.load(fits)
+    snapshot = file.newest(fits)
     if snapshot is None:
         for name in ("steps.csv", "evals.csv", "run.json"):
             (records.path / name).unlink(missing_ok=True)
         file.remove()
         return False
-    trainer.load_state_dict(*snapshot)
-    file.about["started_at"] = snapshot[1]["started_at"]
+    trainer.load_state_dict(snapshot["state"])
+    average.load_state_dict(snapshot["beside"]["average"])
+    file.about["started_at"] = snapshot["about"]["started_at"]
     (records.path / "run.json").unlink(missing_ok=True)
     return True
 
@@ -107,9 +113,16 @@ class Loop:
     """Nominal steps, one after the other: batch, step, record, and the held-out loss off the clock."""
 
     def __init__(
-        self, run: Run, trainer: HybridTrainer, records: RunFolder, source: DataSource, preemption: Preemption
+        self,
+        run: Run,
+        trainer: HybridTrainer,
+        average: WeightAverage,
+        records: RunFolder,
+        source: DataSource,
+        preemption: Preemption,
     ) -> None:
-        self.run, self.trainer, self.records, self.source, self.preemption = run, trainer, records, source, preemption
+        self.run, self.trainer, self.average, self.records = run, trainer, average, records
+        self.source, self.preemption = source, preemption
         self.held_out = [self._on_device(source.held_out(i)) for i in range(run.eval_batches)]
         done = records.flushed_steps()
         self.train_s = float(done[done.step > UNTIMED_STEPS].step_s.sum())
@@ -140,20 +153,29 @@ class Loop:
         trainer, run, state = self.trainer, self.run, self.trainer.state
         batch = self._on_device(self.source.batch(run.seed, trainer.real_steps))
         set_learning_rate(trainer.optimizer, run.optimizer, state.step, run.steps)
-        struck = run.fault is not None and run.fault.step == state.step
-        record = trainer.step(batch, make_fault(run.fault) if struck else NO_FAULT)
+        record = trainer.step(batch)
+        if run.fault and run.fault.step == state.step:
+            record.event = "+".join(filter(None, ["fault", record.event]))
         self.records.add(record)
+        self._average(record)
         self.train_s += record.step_s if state.step > UNTIMED_STEPS else 0.0
         if state.step == run.steps or (self._settled(state) and state.step >= self.evaluated_step + run.eval_every):
             self.evaluated_step = state.step
-            with trainer.read_out.applied(trainer.weights, trainer.optimizer):
-                self.held_out_loss = held_out_loss(trainer.model, self.held_out)
+            with self.average.applied(trainer.weights, trainer.optimizer):
+                self.held_out_loss = held_out_loss(trainer.objective.model, self.held_out)
             self.records.add(EvalRecord(state.step, trainer.real_steps, self.train_s, self.held_out_loss))
         if state.step % run.log_every == 0:
             self.records.flush()
         if self.preemption.asked and trainer.state.phase is not Phase.PREDICT:  # whose steps, once jumped, take no time
             trainer.snapshot()
             sys.exit("stopped by SIGTERM, after a checkpoint")
+
+    def _average(self, record: StepRecord) -> None:
+        events = record.event.split("+")
+        if "jump" in events or "rollback" in events:
+            self.average.forget()
+        elif record.real and "skipped" not in events:
+            self.average.observe(self.trainer.weights)
 
     @staticmethod
     def _settled(state: PhaseState) -> bool:
@@ -162,7 +184,7 @@ class Loop:
         return last_of_correct or state.phase in (Phase.WARMUP, Phase.FULL)
 
     def _on_device(self, batch: Batch) -> Batch:
-        return tuple(part.to(self.trainer.device) for part in batch)
+        return tuple(part.to(self.trainer.objective.device) for part in batch)
 
 
 def weights_sha256(model: nn.Module) -> str:

@@ -1,110 +1,112 @@
-"""Faults put in on purpose, to see them detected and recovered from. Off unless an arm asks for one.
+"""Faults put in on purpose, to see them detected and recovered from. A run has one only where its arm asks for it.
 
-A trainer passes its critical points to a `NoFault`, which leaves all as it is; each fault overrides one of them. A fault
-strikes at one nominal step, whether the run was resumed or not.
+A fault wraps what it spoils, the objective, the predictor or the learning rate, and strikes at one nominal step, whether
+the run was resumed or not; at all others what it wraps is as it was.
 """
 
 import math
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
 
 from hybridlib.config import Fault
-from hybridlib.training.models import Batch
-from hybridlib.training.predictors.base import Weights
+from hybridlib.method.predictors.base import Predictor, Weights
+from hybridlib.training.objective import Objective, mapped, size_of, tensors_of
+from hybridlib.training.trainer import HybridTrainer
 
 
-class NoFault:
-    """The critical points of a step, and what happens there in a run in which nothing is wrong: nothing."""
+class SpoiltObjective(Objective):
+    """An objective whose gradients, batch or memory are spoilt while `strikes()` is true.
 
-    def batch(self, batch: Batch) -> Batch:
-        """What is trained on."""
-        return batch
+    Args:
+        objective: the sound one.
+        strikes: whether this is the step.
+        gradient: what every gradient is multiplied by.
+        batch: what is trained on instead of a batch.
+        memory: the share of a batch that memory suffices for.
+    """
 
-    def forward(self, micro: Batch, whole: Batch) -> None:
-        """Before a micro-batch's forward pass. May raise what an allocator raises."""
+    def __init__(
+        self,
+        objective: Objective,
+        strikes: Callable[[], bool],
+        gradient: float = 1.0,
+        batch: Callable[[Any], Any] = lambda batch: batch,
+        memory: float = 1.0,
+    ) -> None:
+        super().__init__(objective.model, objective.loss_fn, objective.accumulation, objective.precision)
+        self.strikes, self.gradient, self.batch, self.memory = strikes, gradient, batch, memory
 
-    def gradients(self, weights: Weights) -> None:
-        """After the backward pass, before anything is judged."""
-
-    def before_update(self, optimizer: Any) -> None: ...
-
-    def after_update(self, optimizer: Any) -> None: ...
-
-    def jumped(self, name: str, weight: Tensor, before: Tensor) -> None:
-        """After a jump, a parameter at a time, given with its values from before."""
-
-
-NO_FAULT = NoFault()
-
-
-class LearningRateSpike(NoFault):
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
-
-    def before_update(self, optimizer: Any) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] *= self.factor
-
-    def after_update(self, optimizer: Any) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] /= self.factor
+    def backward(self, batch: Any) -> float:
+        if not self.strikes():
+            return super().backward(batch)
+        if math.ceil(size_of(batch) / self.accumulation) > self.memory * size_of(batch):
+            raise torch.OutOfMemoryError("simulated: no memory for more than half of the batch")
+        loss = super().backward(self.batch(batch))
+        if self.gradient != 1.0:
+            for weight in self.model.parameters():
+                if weight.grad is not None:
+                    weight.grad.mul_(self.gradient)
+        return loss
 
 
-class ScaledGradient(NoFault):
-    """Every gradient times `factor`: exploding, vanishing, infinite or not a number."""
+class WildPredictor(Predictor, by_name=False):
+    """A predictor that jumps `factor` times as far while `strikes()` is true.
 
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
+    Args:
+        predictor: the sound one.
+        strikes: whether this is the step.
+        factor: above 1.
+    """
 
-    def gradients(self, weights: Weights) -> None:
-        for _, weight in weights:
-            weight.grad.mul_(self.factor)
-
-
-class CorruptBatch(NoFault):
-    """Tokens and targets that are noise, as from a broken file."""
-
-    def batch(self, batch: Batch) -> Batch:
-        generator, last = torch.Generator().manual_seed(0), int(max(part.max() for part in batch))
-        return tuple(torch.randint(last + 1, part.shape, generator=generator).to(part.device) for part in batch)
-
-
-class WildJump(NoFault):
-    """A jump `factor` times as far."""
-
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
+    def __init__(self, predictor: Predictor, strikes: Callable[[], bool], factor: float) -> None:
+        self.predictor, self.strikes, self.factor = predictor, strikes, factor
+        self.store, self.copies = predictor.store, predictor.copies
+        self.start, self.observe = predictor.start, predictor.observe
 
     @torch.no_grad()
-    def jumped(self, name: str, weight: Tensor, before: Tensor) -> None:
-        weight.copy_(before + self.factor * (weight - before))
+    def predict(self, weights: Weights, horizon: int, progress: float) -> None:
+        before = [weight.detach().clone() for _, weight in weights] if self.strikes() else []
+        self.predictor.predict(weights, horizon, progress)
+        for (_, weight), start in zip(weights, before):
+            weight.copy_(start + self.factor * (weight - start))
 
 
-class OutOfMemory(NoFault):
-    """Memory for half of the batch, and no more."""
+def noise(batch: Any) -> Any:
+    """Return tokens and targets that are noise, as from a broken file."""
+    generator, last = torch.Generator().manual_seed(0), int(max(part.max() for part in tensors_of(batch)))
 
-    def forward(self, micro: Batch, whole: Batch) -> None:
-        if 2 * len(micro[0]) > len(whole[0]):
-            raise torch.OutOfMemoryError("simulated: no memory for more than half of the batch")
+    def random_like(part: Tensor) -> Tensor:
+        return torch.randint(last + 1, part.shape, generator=generator).to(part.device)
+
+    return mapped(batch, random_like)
 
 
-def make_fault(fault: Fault) -> NoFault:
-    """What an arm's `fault` does at its step."""
+def install(fault: Fault, trainer: HybridTrainer) -> None:
+    """Put a fault into a trainer, to strike at its step."""
+
+    def strikes() -> bool:
+        return trainer.state.step == fault.step
+
+    def spike(optimizer: Any, *_: Any) -> None:
+        for group in optimizer.param_groups if strikes() else ():
+            group["lr"] *= fault.factor
+
+    def settle(optimizer: Any, *_: Any) -> None:
+        for group in optimizer.param_groups if strikes() else ():
+            group["lr"] /= fault.factor
+
+    gradients = dict(exploding_gradient=fault.factor, vanishing_gradient=1 / fault.factor, nan_gradient=math.nan, inf_gradient=math.inf)
     match fault.kind:
         case "lr_spike":
-            return LearningRateSpike(fault.factor)
-        case "exploding_gradient":
-            return ScaledGradient(fault.factor)
-        case "vanishing_gradient":
-            return ScaledGradient(1 / fault.factor)
-        case "nan_gradient":
-            return ScaledGradient(math.nan)
-        case "inf_gradient":
-            return ScaledGradient(math.inf)
+            trainer.optimizer.optimizer.register_step_pre_hook(spike)
+            trainer.optimizer.optimizer.register_step_post_hook(settle)
         case "corrupt_batch":
-            return CorruptBatch()
+            trainer.objective = SpoiltObjective(trainer.objective, strikes, batch=noise)
         case "wild_jump":
-            return WildJump(fault.factor)
-    return OutOfMemory()
+            trainer.optimizer.predictor = WildPredictor(trainer.optimizer.predictor, strikes, fault.factor)
+        case "out_of_memory":
+            trainer.objective = SpoiltObjective(trainer.objective, strikes, memory=0.5)
+        case kind:
+            trainer.objective = SpoiltObjective(trainer.objective, strikes, gradient=gradients[kind])

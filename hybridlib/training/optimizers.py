@@ -1,37 +1,48 @@
 """The optimizers under a run, each from its own package: Adam as in the brief, and the peers that prediction must beat."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from schedulefree import AdamWScheduleFree
 from torch import nn
 
 from hybridlib.config import Optimizer as Settings
-from hybridlib.training.predictors.base import is_matrix
-
-Moments = Literal["keep", "decay", "reset"]
+from hybridlib.method.predictors.base import is_matrix
 
 
-class Together:
-    """Several optimizers as one, each with parameters of its own."""
+class CombinedOptimizer(torch.optim.Optimizer):
+    """Several optimizers as one, each with parameters of its own.
+
+    Args:
+        parts: optimizers of which no two hold the same parameter.
+    """
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self._share()
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return [group for part in self.parts for group in part.param_groups]
-
-    def step(self) -> None:
+    def step(self, closure: Any = None) -> Any:
+        if closure is not None:
+            with torch.enable_grad():
+                closure = closure()
         for part in self.parts:
             part.step()
+        return closure
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        """Give each part its groups back, and to all of them one state: theirs have no key in common."""
+        groups = iter(self.param_groups)
         for part in self.parts:
-            part.zero_grad(set_to_none=set_to_none)
+            part.param_groups = [next(groups) for _ in part.param_groups]
+            part.state = self.state
 
 
-def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer | Together:
+def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of these settings over all of a model's parameters.
 
     `muon` (Jordan et al. 2024) moves the weight matrices, at `lr_matrices` and with Adam's root mean square; Adam the
@@ -49,7 +60,7 @@ def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimize
             others = [weight for name, weight in model.named_parameters() if not is_matrix(name, weight)]
             lr = settings.lr_matrices or settings.lr
             muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-            return Together(muon, adam(others))
+            return CombinedOptimizer(muon, adam(others))
         case "schedule_free":
             options = dict(lr=settings.lr, betas=betas, eps=settings.eps, warmup_steps=settings.lr_warmup_steps)
             optimizer = AdamWScheduleFree(every, **options)
@@ -60,14 +71,6 @@ def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimize
 
             return Lookahead(adam(every), k=settings.slow_every, alpha=settings.slow_share)
     return adam(every)
-
-
-def parts(optimizer: Any) -> list[torch.optim.Optimizer]:
-    """The optimizers that an optimizer consists of: itself, those that it wraps, those that it puts together."""
-    if isinstance(optimizer, Together):
-        return list(optimizer.parts)
-    inner = getattr(optimizer, "optimizer", None)
-    return [optimizer] if inner is None else [optimizer, *parts(inner)]
 
 
 def set_learning_rate(optimizer: Any, settings: Settings, step: int, total: int) -> None:
@@ -81,16 +84,3 @@ def set_learning_rate(optimizer: Any, settings: Settings, step: int, total: int)
     fall = min(1.0, (total - step + 1) / (settings.lr_decay * total)) if settings.lr_decay else 1.0
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * rise * max(fall, 0.0)
-
-
-def after_jump(optimizer: Any, moments: Moments) -> None:
-    """What a jump does to the optimizer's state: nothing, halve the first moment, or forget everything."""
-    if moments == "keep":
-        return
-    for part in parts(optimizer):
-        if moments == "reset":
-            part.state.clear()
-        else:
-            for state in part.state.values():
-                for key in {"exp_avg", "momentum_buffer"} & state.keys():
-                    state[key].mul_(0.5)

@@ -9,8 +9,8 @@ from hybridlib.config import Run
 from hybridlib.training.data import DataSource
 from hybridlib.training.assemble import make_trainer
 from hybridlib.training.experiment import held_out_loss
-from hybridlib.training.phases import Phase
-from hybridlib.training.predictors.base import Predictor
+from hybridlib.method.schedule import Phase
+from hybridlib.method.predictors.base import Predictor
 
 Point = list[Tensor]  # every parameter, in the model's order
 
@@ -72,13 +72,13 @@ def loss_after_correct(run: Run, source: DataSource, cycles: int, held_out: int 
     while len(seen["loss_after_correct"]) < cycles:
         state = trainer.state
         if state.phase is Phase.PREDICT and state.index == 0:
-            seen["loss_before"].append(held_out_loss(trainer.model, batches))
+            seen["loss_before"].append(held_out_loss(trainer.objective.model, batches))
         trainer.step(source.batch(run.seed, trainer.real_steps))
         if state.phase is Phase.PREDICT and state.index == 0:
-            seen["loss_after_jump"].append(held_out_loss(trainer.model, batches))
+            seen["loss_after_jump"].append(held_out_loss(trainer.objective.model, batches))
         if state.phase is Phase.CORRECT and state.index == state.length - 1:
-            seen["loss_after_correct"].append(held_out_loss(trainer.model, batches))
+            seen["loss_after_correct"].append(held_out_loss(trainer.objective.model, batches))
             while plain.real_steps < trainer.real_steps:
                 plain.step(source.batch(run.seed, plain.real_steps))
-            seen["loss_computed"].append(held_out_loss(plain.model, batches))
+            seen["loss_computed"].append(held_out_loss(plain.objective.model, batches))
     return {name: sum(values) / len(values) for name, values in seen.items()}

@@ -1,15 +1,20 @@
 import torch
 
-from hybridlib.training.predictors.base import History, Weights
+from hybridlib.method.predictors.base import History, Weights
+from hybridlib.method.settings import Window
 
 
 class Drift(History):
     """Goes on along the least-squares line through the last `window` iterates: the drift between their averages.
 
     Noise that one step puts in and the next takes out is averaged away. Exact on a straight line.
+
+    Args:
+        window: iterates kept, at least 3.
+        gain: how many times as far as the horizon asks.
     """
 
-    def __init__(self, window: int = 16, gain: float = 1.0) -> None:
+    def __init__(self, window: Window = 16, gain: float = 1.0) -> None:
         super().__init__(window)
         self.gain = gain
 

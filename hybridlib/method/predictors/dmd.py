@@ -1,7 +1,8 @@
 import torch
 
-from hybridlib.training.predictors.base import History, Weights
-from hybridlib.training.predictors.ridge import sum_of_powers
+from hybridlib.method.predictors.base import History, Weights
+from hybridlib.method.predictors.ridge import sum_of_powers
+from hybridlib.method.settings import Small, Window
 
 
 class Dmd(History):
@@ -10,9 +11,14 @@ class Dmd(History):
     The displacements of a few steps span a space; the linear map that takes each to the next, in that space and over all
     parameters at once, is rolled out to the horizon. Singular directions below `cutoff` of the largest are noise, and
     left out. Exact on a sum of fewer geometric modes than there are displacements.
+
+    Args:
+        window: iterates kept, at least 3.
+        cutoff: the smallest singular value kept, as a share of the largest, in (0, 1).
+        gain: how many times the forecast displacement the weights move.
     """
 
-    def __init__(self, window: int = 8, cutoff: float = 1e-3, gain: float = 1.0) -> None:
+    def __init__(self, window: Window = 8, cutoff: Small = 1e-3, gain: float = 1.0) -> None:
         super().__init__(window)
         self.cutoff, self.gain = cutoff, gain
 

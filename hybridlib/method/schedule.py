@@ -35,6 +35,17 @@ class PhaseSchedule:
 
     The last Predict before `total` is shortened so that its Correct ends there: a run must not end on weights that
     nothing has corrected. After `total` cycles go on at full length. `predict=0` is plain training.
+
+    Args:
+        warmup: steps before the first cycle, at least 0.
+        full: computed steps that the predictor watches, at least 1.
+        predict: predicted steps, at least 0.
+        correct: computed steps after a jump, at least 0.
+        total: of the run, at least 1.
+        until: the share of `total` after which no Predict begins, in (0, 1].
+
+    Raises:
+        ValueError: for a length out of its range.
     """
 
     warmup: int
@@ -42,11 +53,13 @@ class PhaseSchedule:
     predict: int
     correct: int
     total: int
-    until: float = 1.0  # the share of `total` after which no Predict begins
+    until: float = 1.0
 
     def __post_init__(self) -> None:
         if self.full < 1 or min(self.warmup, self.predict, self.correct) < 0 or self.total < 1:
             raise ValueError(f"a schedule needs full >= 1, total >= 1 and no negative length: {self}")
+        if not 0 < self.until <= 1:
+            raise ValueError(f"until is a share of the run, above 0 and at most 1: {self}")
 
     def start(self) -> PhaseState:
         if self.warmup:
@@ -72,6 +85,11 @@ class PhaseSchedule:
         for _ in range(self.total if steps is None else steps):
             yield state
             state = self.advance(state)
+
+    @property
+    def computed(self) -> int:
+        """Computed steps among the `total`, where every jump is accepted: what a loop that counts batches will see."""
+        return sum(state.real for state in self.unroll())
 
     def shares(self) -> dict[Phase, float]:
         """Each phase's share of the nominal steps that follow Warmup."""

@@ -4,7 +4,8 @@ from typing import Iterator
 import torch
 from torch import Tensor
 
-from hybridlib.training.predictors.base import Predictor, Weights
+from hybridlib.method.predictors.base import Predictor, Weights
+from hybridlib.method.settings import Momentum, Share
 
 BATCH_ELEMENTS = 5 << 20  # small matrices share a call; a large one fills the machine, and the memory of a jump, alone
 
@@ -13,12 +14,16 @@ class Nesterov(Predictor):
     """Outer Nesterov momentum on the displacement between landing points (DiLoCo, Douillard et al. 2023, algorithm 1,
     with one worker). The displacement since the last landing is replaced by `gain` times its look-ahead.
 
-    From the share `fade_from` of the run on, the gain falls linearly, by the share `fade` of itself at the end.
+    Args:
+        gain: how many times the look-ahead the weights move from the last landing.
+        momentum: of the look-ahead, 0 to below 1, per cycle.
+        fade: the share of the gain that is gone at the end of the run, 0 to 1; it goes linearly.
+        fade_from: the share of the run from which it goes, 0 to below 1.
     """
 
     copies = 2  # the last landing point, the momentum
 
-    def __init__(self, gain: float = 0.7, momentum: float = 0.7, fade: float = 0.0, fade_from: float = 0.6) -> None:
+    def __init__(self, gain: float = 0.7, momentum: Momentum = 0.7, fade: Share = 0.0, fade_from: Momentum = 0.6) -> None:
         super().__init__()
         self.gain, self.momentum, self.fade, self.fade_from = gain, momentum, fade, fade_from
 

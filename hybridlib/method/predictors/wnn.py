@@ -1,7 +1,8 @@
 import torch
 from torch import Tensor, nn
 
-from hybridlib.training.predictors.base import History, Weights
+from hybridlib.method.predictors.base import History, Weights
+from hybridlib.method.settings import Count, Window
 
 
 class Wnn(History):
@@ -11,9 +12,16 @@ class Wnn(History):
     weights", section 3), but fitted on nothing except the run's own steps before each jump: from `inputs` displacements in
     a row to the next one, elements drawn at random, each tensor scaled by its root mean square. A forecast feeds on
     itself until the horizon.
+
+    Args:
+        window: iterates kept, at least 3.
+        inputs: displacements in a row that the network sees, at least 1.
+        width: of its hidden layer, at least 1.
+        samples: examples drawn a million parameters, at least 1.
+        gain: how many times the forecast displacement the weights move.
     """
 
-    def __init__(self, window: int = 16, inputs: int = 5, width: int = 16, samples: int = 4096, gain: float = 1.0) -> None:
+    def __init__(self, window: Window = 16, inputs: Count = 5, width: Count = 16, samples: Count = 4096, gain: float = 1.0) -> None:
         super().__init__(window)
         self.inputs, self.width, self.samples, self.gain = inputs, width, samples, gain
 

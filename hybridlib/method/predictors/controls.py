@@ -1,14 +1,26 @@
+"""Controls: arms that must not work."""
+
 import zlib
 
 import torch
 from torch import Tensor
 
-from hybridlib.training.predictors.base import Weights
-from hybridlib.training.predictors.spectral import Spectral
+from hybridlib.method.predictors.base import Predictor, Weights
+from hybridlib.method.predictors.spectral import Spectral
+
+
+class Hold(Predictor):
+    """Predicts that nothing changes, which is what skipping the steps does."""
+
+    def predict(self, weights: Weights, horizon: int, progress: float) -> None:
+        pass
 
 
 class Sham(Spectral):
-    """Control: a random direction with the norm of each tensor's spectral jump. If it does as well, direction is nothing."""
+    """A random direction with the norm of each tensor's spectral jump. If it does as well, direction is nothing.
+
+    Args: those of `Spectral`.
+    """
 
     def start(self, weights: Weights) -> None:
         super().start(weights)

@@ -1,6 +1,7 @@
 import torch
 
-from hybridlib.training.predictors.base import History, Weights
+from hybridlib.method.predictors.base import History, Weights
+from hybridlib.method.settings import Count, NotNegative, Window
 
 
 class Ridge(History):
@@ -8,9 +9,15 @@ class Ridge(History):
 
     One set of coefficients a tensor, by ridge regression over its elements and the steps seen, then rolled out to the
     horizon. Exact where the displacements follow such a recursion, up to the penalty.
+
+    Args:
+        window: iterates kept, at least 3.
+        order: displacements that the next is a combination of, at least 1.
+        penalty: of the regression, as a share of the displacements' mean square, at least 0.
+        gain: how many times the forecast displacement the weights move.
     """
 
-    def __init__(self, window: int = 16, order: int = 3, penalty: float = 1e-3, gain: float = 1.0) -> None:
+    def __init__(self, window: Window = 16, order: Count = 3, penalty: NotNegative = 1e-3, gain: float = 1.0) -> None:
         super().__init__(window)
         self.order, self.penalty, self.gain = order, penalty, gain
 

@@ -1,12 +1,15 @@
 import torch
 
-from hybridlib.training.predictors.base import Predictor, Weights
+from hybridlib.method.predictors.base import Predictor, Weights
 
 
 class Linear(Predictor):
     """Goes on along the last Full phase's mean displacement a step, `gain` times as far as the horizon asks.
 
     Exact on a straight line walked at constant speed.
+
+    Args:
+        gain: how many times as far as the horizon asks.
     """
 
     copies = 1
@@ -17,7 +20,7 @@ class Linear(Predictor):
 
     def start(self, weights: Weights) -> None:
         for name, weight in weights:
-            self.store.put(name, weight)
+            self.store.put(f"start.{name}", weight)
         self.store.put("steps", torch.zeros((), dtype=torch.int64))
 
     def observe(self, weights: Weights) -> None:
@@ -30,5 +33,5 @@ class Linear(Predictor):
         if steps == 0:
             return
         for name, weight in weights:
-            start = self.store.get(name, weight.device)
+            start = self.store.get(f"start.{name}", weight.device)
             weight.add_(weight - start, alpha=self.gain * horizon / steps)

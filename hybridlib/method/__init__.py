@@ -1,0 +1,1 @@
+"""The method: an optimizer that wraps another one and predicts most of its steps. Needs torch alone."""

@@ -1,0 +1,181 @@
+"""Tensors kept off the device: in pinned host memory for a GPU, in a file for a CPU; and an optimizer's state away and back.
+
+The file is written and read whole, so its pages lie in the system's cache and never in the process's resident memory.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hybridlib.method.wrapping import states_of
+
+PIECE_BYTES = 1 << 30  # Linux moves no more than 2 GiB in one call
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that lies in a store, and is copied from there when it is read."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where in a store's file a tensor lies."""
+
+    offset: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.shape.numel() * self.dtype.itemsize
+
+
+class TensorStore:
+    """Named tensors kept off the device, one at a time in and out.
+
+    The file has no name in any folder, so it is gone with the process, however that ends. A store can be copied and
+    pickled: the copy has a file of its own.
+
+    Args:
+        folder: where the file takes its room; the system's folder for temporary files by default.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = Path(folder or tempfile.gettempdir())
+        self._file = tempfile.TemporaryFile(dir=self.folder)
+        self._end = 0
+        self._kept: dict[str, Tensor | Slot] = {}
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Keep a copy of a tensor under a name, in place of an earlier one.
+
+        Raises:
+            OSError: where there is no room; the message says where, and how many bytes are needed and free.
+        """
+        tensor, kept = tensor.detach(), self._kept.get(name)
+        if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+            kept = self._kept[name] = self._room_for(tensor)
+        if isinstance(kept, Tensor):
+            kept.copy_(tensor)
+            return
+        data = _bytes(tensor.cpu().contiguous())
+        with _room_told(self.folder, kept.nbytes):
+            for at in range(0, kept.nbytes, PIECE_BYTES):
+                _whole(os.pwrite(self._file.fileno(), data[at : at + PIECE_BYTES], kept.offset + at), data[at:])
+
+    def read(self, name: str, out: Tensor) -> None:
+        """Copy a kept tensor into another of its shape; raise `KeyError` for an unknown name."""
+        kept = self._kept[name]
+        if isinstance(kept, Tensor):
+            out.copy_(kept)
+        elif out.device.type != "cpu" or not out.is_contiguous():
+            out.copy_(self.get(name))
+        else:
+            data = _bytes(out)
+            for at in range(0, kept.nbytes, PIECE_BYTES):
+                _whole(os.preadv(self._file.fileno(), [data[at : at + PIECE_BYTES]], kept.offset + at), data[at:])
+
+    def get(self, name: str, device: torch.device | str = "cpu") -> Tensor:
+        """Return a fresh copy of a kept tensor on a device; raise `KeyError` for an unknown name."""
+        kept = self._kept[name]
+        tensor = torch.empty(kept.shape, dtype=kept.dtype, device=device if isinstance(kept, Tensor) else "cpu")
+        self.read(name, tensor)
+        return tensor.to(device)
+
+    def entries(self) -> dict[str, StoredTensor]:
+        """Return all that is kept, by name, none of it read yet."""
+        return {name: StoredTensor(kept.shape, kept.dtype, partial(self.get, name)) for name, kept in self._kept.items()}
+
+    def names(self) -> list[str]:
+        return list(self._kept)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._kept
+
+    def clear(self) -> None:
+        """Forget all; the file's room is given back."""
+        self._kept.clear()
+        self._end = 0
+        self._file.truncate(0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(folder=self.folder, tensors={name: self.get(name) for name in self._kept})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"])
+        for name, tensor in state["tensors"].items():
+            self.put(name, tensor)
+
+    def _room_for(self, tensor: Tensor) -> Tensor | Slot:
+        if tensor.is_cuda:
+            return torch.empty_like(tensor, device="cpu", pin_memory=True)
+        slot = Slot(self._end, tensor.shape, tensor.dtype)
+        self._end += slot.nbytes
+        return slot
+
+
+class OptimizerOffload:
+    """Predict-aware memory: an optimizer's state leaves the device for Predict and comes back, bit for bit, before Correct.
+
+    Args:
+        optimizer: whose state it is; one that wraps another has that one's state too.
+        folder: as for `TensorStore`.
+    """
+
+    def __init__(self, optimizer: Optimizer, folder: Path | None = None) -> None:
+        self.optimizer, self.store, self.away = optimizer, TensorStore(folder), False
+
+    def offload(self) -> None:
+        """Move every tensor of the state, but for single numbers, off the device, and free the gradients."""
+        for name, state, key in self._tensors():
+            self.store.put(name, state[key])
+            state[key] = state[key].new_empty(0)
+        self.away = True
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def restore(self) -> None:
+        """Bring back what is away, if anything is."""
+        if self.away:
+            for name, state, key in self._tensors():
+                state[key] = self.store.get(name, state[key].device)
+            self.away = False
+
+    def _tensors(self) -> list[tuple[str, dict, str]]:
+        states = enumerate(kept for state in states_of(self.optimizer) for kept in state.values())
+        return [(f"{i}.{k}", s, k) for i, s in states for k, v in s.items() if isinstance(v, Tensor) and v.ndim]
+
+
+@contextmanager
+def _room_told(folder: Path, nbytes: int) -> Iterator[None]:
+    """Say of a write that failed what a user can act on."""
+    try:
+        yield
+    except OSError as error:
+        free, why = shutil.disk_usage(folder).free, error.strerror or error
+        raise OSError(error.errno, f"{folder}: {nbytes:,} bytes could not be written: {why}; {free:,} bytes are free there") from None
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    """The memory of a contiguous tensor on the host."""
+    return tensor.view(-1).view(torch.uint8).numpy()
+
+
+def _whole(done_bytes: int, data: np.ndarray) -> None:
+    """A file system that is full writes a part and says nothing."""
+    if done_bytes != min(len(data), PIECE_BYTES):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,0 +1,279 @@
+"""The method as an optimizer: it wraps another one, takes its steps, and predicts the steps that the schedule gives to Predict."""
+
+from collections import deque
+from statistics import fmean
+from typing import Any, Callable, Iterable, Iterator, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hybridlib.method.guards import MIN_LOSSES, accepts_jump
+from hybridlib.method.offload import TensorStore
+from hybridlib.method.predictors.base import Predictor, Weights
+from hybridlib.method.schedule import Phase, PhaseSchedule, PhaseState
+from hybridlib.method.wrapping import Moments, WrappingOptimizer, forget_moments
+
+LOSSES_KEPT = 50  # of computed steps, for the mean that a jump's loss is held against
+
+
+class HybridOptimizer(WrappingOptimizer):
+    """Wraps an optimizer, and moves the weights over the steps of Predict in one jump, without a gradient.
+
+    A training loop need not change. `step()` takes the wrapped optimizer's step; where it was the last of Full, it jumps
+    over the whole of Predict as well, and the next step is Correct's. So one call may take several nominal steps: go on
+    while `optimizer.nominal_steps < total`. A learning rate that is to follow the whole run follows `nominal_steps`.
+
+    Parameter groups, state and defaults are the wrapped optimizer's own. A jump is a function of weights and predictor
+    alone, so ranks that train one model together need no communication for it.
+
+    Args:
+        optimizer: the one to wrap, over all the parameters that are trained.
+        named_parameters: names for its parameters, as `model.named_parameters()` gives them. Those that it lacks are
+            numbered; those that the optimizer does not hold are left alone, and so are parameters that require no
+            gradient, have no elements, or are no floating-point numbers.
+        schedule: the phases, in nominal steps.
+        predictor: what moves the weights.
+        moments: what a jump does to the wrapped optimizer's first moments: "keep" them, "decay" them by half, or
+            "reset" its whole state.
+        jump_margin_nats: how far the first loss after a jump may lie above the mean loss before it, above 0. Beyond it
+            the jump is undone. It takes part only where `step` is given a loss.
+        is_matrix: says of a parameter, by name and tensor, whether the predictor moves it as a linear map. By default a
+            parameter group's `orthogonalize`, where it has that key, else the predictor's own judgement of axes and name.
+        named_buffers: what a forward pass changes besides weights, as `model.named_buffers()` gives it; put back with
+            the weights when a jump is undone.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        schedule: PhaseSchedule,
+        predictor: Predictor,
+        *,
+        moments: Moments = "keep",
+        jump_margin_nats: float = 4.0,
+        is_matrix: Callable[[str, Tensor], bool] | None = None,
+        named_buffers: Iterable[tuple[str, Tensor]] = (),
+    ) -> None:
+        super().__init__(optimizer)
+        self.schedule, self.predictor = schedule, predictor
+        self.moments, self.jump_margin_nats = moments, jump_margin_nats
+        self.position: PhaseState = schedule.start()
+        self.computed_steps = 0  # gradients computed so far, those of withheld steps included
+        self._names = {weight: name for name, weight in named_parameters}
+        self.parameters: Weights = list(self._named())  # those that can be predicted, frozen ones among them
+        self._buffers = list(named_buffers)
+        self._before_jump = TensorStore()
+        self._takeoff: PhaseState | None = None  # where the last jump began, while it may still be undone
+        self._losses: deque[float] = deque(maxlen=LOSSES_KEPT)
+        self._path: list[str] | None = None  # the parameters that the predictor follows
+        self._choose_matrices(is_matrix)
+
+    @property
+    def nominal_steps(self) -> int:
+        """Nominal steps taken so far, predicted ones included."""
+        return self.position.step - 1
+
+    @property
+    def phase(self) -> Phase:
+        """The phase of the step that is about to be taken."""
+        return self.position.phase
+
+    @property
+    def weights(self) -> Weights:
+        """The named parameters that are predicted: those that require gradients now."""
+        return [(name, weight) for name, weight in self.parameters if weight.requires_grad]
+
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Tensor | float | None = None) -> Any:
+        """Take a computed step, and jump over the steps of Predict where it was the last of Full.
+
+        Args:
+            closure: computes the loss and its gradients, and returns the loss, as for any optimizer.
+            loss: the loss, in nats, that the gradients were computed from. With it, or with a closure, a jump is judged
+                by the first loss after it, averaged over ranks: one that went wrong is undone, and this step's gradient,
+                taken at weights that are gone, moves nothing. Such a jump counts as one nominal step.
+
+        Returns:
+            The closure's loss, None without one.
+        """
+        found = None
+        if closure is not None:
+            with torch.enable_grad():
+                found = closure()
+            loss, closure = found if loss is None else loss, _replayed(closure, found)
+        if loss is not None and not self._accepts(loss):
+            self.undo_jump()
+            self.computed_steps += 1
+            return found
+        self.update(closure)
+        if self.phase is Phase.PREDICT:
+            self.jump()
+        return found
+
+    def update(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take the wrapped optimizer's step and nothing else. `jump` is due when `phase` is Predict after it."""
+        self._settle()
+        self._begin_full()
+        found = self.optimizer.step() if closure is None else self.optimizer.step(closure)
+        self.predictor.observe(self.weights)
+        self._computed("step")
+        return found
+
+    def skip(self) -> None:
+        """Count a computed step whose gradient must not move the weights."""
+        self._settle()
+        self._begin_full()
+        self._computed("step")
+
+    def restart(self) -> None:
+        """Begin a new Full phase, after a computed step: the weights were put back to where they were earlier."""
+        self._takeoff = None
+        self.predictor.forget()
+        self._losses.clear()
+        self._computed("rollback")
+
+    @torch.no_grad()
+    def jump(self) -> int:
+        """Move the weights over the whole of Predict, and return how many nominal steps that was.
+
+        Raises:
+            RuntimeError: where `phase` is not Predict.
+        """
+        takeoff = self.position
+        if takeoff.phase is not Phase.PREDICT:
+            raise RuntimeError(f"a jump is for the start of Predict; this is step {takeoff.step}, in {takeoff.phase}")
+        for name, tensor in self._undoable():
+            self._before_jump.put(name, tensor)
+        self._follow(self.weights)
+        self.predictor.predict(self.weights, takeoff.length, (takeoff.step - 1) / self.schedule.total)
+        for _ in range(takeoff.length):
+            self.position = self.schedule.advance(self.position)
+        self._takeoff = takeoff
+        return takeoff.length
+
+    @torch.no_grad()
+    def undo_jump(self) -> None:
+        """Put the weights back to where the last jump found them; it counts as one nominal step, and Full begins.
+
+        Raises:
+            RuntimeError: where no jump was made, or a step was taken since.
+        """
+        if self._takeoff is None:
+            raise RuntimeError("there is no jump to undo: none was made since the last computed step")
+        for name, tensor in self._undoable():
+            self._before_jump.read(name, tensor.detach())
+        self.predictor.forget()
+        self.position = self.schedule.advance(self._takeoff, "rejected")
+        self._takeoff = None
+
+    def _undoable(self) -> Iterator[tuple[str, Tensor]]:
+        yield from ((f"weight.{name}", weight) for name, weight in self.weights)
+        yield from ((f"buffer.{name}", buffer) for name, buffer in self._buffers)
+
+    def _accepts(self, loss: Tensor | float) -> bool:
+        """Take in a loss, and return whether the jump before it, if there was one, may stand."""
+        loss = mean_over_ranks(loss)
+        if self._takeoff is None:
+            if self.phase in (Phase.WARMUP, Phase.FULL):
+                self._losses.append(loss)
+            return True
+        before = fmean(self._losses) if len(self._losses) >= MIN_LOSSES else self._losses[-1] if self._losses else None
+        return accepts_jump(before, loss, self.jump_margin_nats)
+
+    def _settle(self) -> None:
+        """The last jump stands: what it does to the moments is done now, when it can no longer be undone."""
+        if self._takeoff is not None:
+            self._takeoff = None
+            forget_moments(self.optimizer, self.moments)
+
+    def _begin_full(self) -> None:
+        if self.position.phase is Phase.FULL and self.position.index == 0:
+            self._follow(self.weights)
+            self.predictor.start(self.weights)
+
+    def _follow(self, weights: Weights) -> None:
+        """Where other parameters require gradients than when Full began, the predictor's path is not theirs: it starts anew."""
+        path = [name for name, _ in weights]
+        if self._path is not None and path != self._path:
+            self.predictor.forget()
+            self.predictor.start(weights)
+        self._path = path
+
+    def _computed(self, event: Literal["step", "rollback"]) -> None:
+        self.computed_steps += 1
+        self.position = self.schedule.advance(self.position, event)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters to the wrapped optimizer; those without a name are numbered."""
+        super().add_param_group(param_group)
+        self.parameters = list(self._named())
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        """The optimizer's parameters that can be predicted, named ones first and in the order of their names."""
+        held = [weight for group in self.param_groups for weight in group["params"]]
+        nameless = {weight: f"parameter.{at}" for at, weight in enumerate(held) if weight not in self._names}
+        there = set(held)
+        for weight, name in (self._names | nameless).items():
+            if weight in there and weight.is_floating_point() and weight.numel():
+                yield name, weight
+
+    def _choose_matrices(self, is_matrix: Callable[[str, Tensor], bool] | None) -> None:
+        said = {weight: group["orthogonalize"] for group in self.param_groups if "orthogonalize" in group for weight in group["params"]}
+        if is_matrix is not None:
+            self.predictor.orthogonalizes = is_matrix
+        elif said:
+            self.predictor.orthogonalizes = lambda name, weight: said.get(weight, False)
+
+    def extra_state(self, materialize: bool) -> dict[str, Any]:
+        stored = dict(predictor=self.predictor.state_dict())
+        if self._takeoff is not None:
+            stored["before_jump"] = self._before_jump.entries()
+        if materialize:
+            stored = {key: {name: tensor.read() for name, tensor in kept.items()} for key, kept in stored.items()}
+        return dict(
+            position=_packed(self.position),
+            takeoff=self._takeoff and _packed(self._takeoff),
+            computed_steps=self.computed_steps,
+            losses=list(self._losses),
+            **stored,
+        )
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        self.position, self.computed_steps = _unpacked(extra["position"]), extra["computed_steps"]
+        self._takeoff = extra["takeoff"] and _unpacked(extra["takeoff"])
+        self._losses = deque(extra["losses"], maxlen=LOSSES_KEPT)
+        self._path = None
+        self.predictor.load_state_dict(extra["predictor"])
+        for name, tensor in extra.get("before_jump", {}).items():
+            self._before_jump.put(name, tensor)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} ({self.schedule}, {type(self.predictor).__name__}, over {self.optimizer!r})"
+
+
+def mean_over_ranks(loss: Tensor | float) -> float:
+    """Return a loss averaged over all ranks, so that each decides alike by it; as it is where there is one process."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return float(loss)
+    total = loss.detach().double().clone() if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
+    if dist.get_backend() == "nccl":
+        total = total.cuda()
+    dist.all_reduce(total)
+    return float(total) / dist.get_world_size()
+
+
+def _replayed(closure: Callable[[], Any], found: Any) -> Callable[[], Any]:
+    """The closure, whose first evaluation has been made already."""
+    found_before = [found]
+    return lambda: found_before.pop() if found_before else closure()
+
+
+def _packed(position: PhaseState) -> list[int | str]:
+    return [position.step, str(position.phase), position.index, position.length, position.cycle]
+
+
+def _unpacked(values: list[Any]) -> PhaseState:
+    step, phase, index, length, cycle = values
+    return PhaseState(step, Phase(phase), index, length, cycle)

@@ -1,0 +1,156 @@
+"""What a predictor is, and what all of them share."""
+
+import re
+from abc import ABC, abstractmethod
+from inspect import isabstract
+from typing import Any, Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from hybridlib.method.offload import StoredTensor, TensorStore
+from hybridlib.method.settings import Window, checked
+
+Weights = Sequence[tuple[str, Tensor]]  # the named parameters that an optimizer moves
+
+
+class Predictor(ABC):
+    """Moves the weights in Predict to where training would have taken them. It never sees a batch, a loss or the optimizer.
+
+    A subclass's settings are the arguments of its `__init__`; those with a type of `hybridlib.method.settings`, or a
+    plain bool, int, float or str, are checked when it is made. Defining the class is enough to use it by name.
+
+    Attributes:
+        store: what it remembers between calls, off the device, tensor by tensor.
+        copies: that memory in multiples of the parameters.
+        orthogonalizes: says of a parameter, by name and tensor, whether it acts as a linear map and is moved as one;
+            `HybridOptimizer` sets it where its user says so. None leaves it to `is_matrix` and `is_embedding`.
+    """
+
+    copies: int = 0
+
+    def __init__(self) -> None:
+        self.store = TensorStore()
+        self.orthogonalizes: Callable[[str, Tensor], bool] | None = None
+
+    def __init_subclass__(cls, by_name: bool = True, **options: Any) -> None:
+        """`by_name=False` keeps a class from being an arm's choice."""
+        super().__init_subclass__(**options)
+        if "__init__" in cls.__dict__:
+            cls.__init__ = checked(cls.__init__)
+        if by_name:
+            _DEFINED[re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()] = cls
+
+    def start(self, weights: Weights) -> None:
+        """Remember what is needed: a Full phase begins, and its first step is about to be taken."""
+
+    def observe(self, weights: Weights) -> None:
+        """Take in the weights after a computed step."""
+
+    @abstractmethod
+    def predict(self, weights: Weights, horizon: int, progress: float) -> None:
+        """Write the weights expected ahead, in place.
+
+        Args:
+            weights: the named parameters that require gradients, floating-point and not empty.
+            horizon: how many nominal steps ahead, at least 1.
+            progress: the share of the run's nominal steps taken so far, 0 to 1, and past 1 in an extension.
+        """
+
+    def forget(self) -> None:
+        """Forget the path: the jump was undone or the run rolled back, and it no longer leads to these weights."""
+        self.store.clear()
+
+    def state_dict(self) -> dict[str, StoredTensor]:
+        """Return all that is remembered, each tensor to be read when it is needed."""
+        return self.store.entries()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Remember what `state_dict` returned, its tensors read."""
+        self.store.clear()
+        for name, tensor in state.items():
+            self.store.put(name, tensor)
+
+
+_DEFINED: dict[str, type[Predictor]] = {}
+
+
+def defined() -> dict[str, type[Predictor]]:
+    """Return every predictor whose class has been defined so far, by its name in snake case."""
+    return {name: cls for name, cls in _DEFINED.items() if not isabstract(cls)}
+
+
+class History(Predictor):
+    """Keeps the last `window` iterates since the last jump, for predictors that are fitted to a path.
+
+    A path is broken by a jump: what follows it is a new one, so Correct's steps count for the next forecast.
+
+    Args:
+        window: how many iterates to keep, at least 3.
+    """
+
+    def __init__(self, window: Window) -> None:
+        super().__init__()
+        self.window = self.copies = window
+
+    def start(self, weights: Weights) -> None:
+        if not self.taken:
+            self.observe(weights)
+
+    def observe(self, weights: Weights) -> None:
+        taken = self.taken
+        for name, weight in weights:
+            self.store.put(f"{taken % self.window}.{name}", weight)
+        self.store.put("taken", torch.tensor(taken + 1))
+
+    @torch.no_grad()
+    def predict(self, weights: Weights, horizon: int, progress: float) -> None:
+        if min(self.taken, self.window) > 2:
+            self.forecast(weights, horizon)
+        self.store.clear()
+        self.observe(weights)
+
+    @abstractmethod
+    def forecast(self, weights: Weights, horizon: int) -> None:
+        """Write the weights expected `horizon` steps ahead, in place, from three iterates or more."""
+
+    @property
+    def taken(self) -> int:
+        """Iterates seen since the last jump."""
+        return int(self.store.get("taken")) if "taken" in self.store else 0
+
+    def iterates(self, name: str, weight: Tensor) -> Tensor:
+        """Return (kept, elements) float32, oldest first, on the weight's device."""
+        kept = range(max(self.taken - self.window, 0), self.taken)
+        return torch.stack([self.store.get(f"{at % self.window}.{name}", weight.device).float().flatten() for at in kept])
+
+    def displacements(self, name: str, weight: Tensor) -> Tensor:
+        """Return (kept - 1, elements) float32: what each step moved, oldest first."""
+        return self.iterates(name, weight).diff(dim=0)
+
+
+def is_matrix(name: str, weight: Tensor) -> bool:
+    """Return whether a parameter acts as a linear map, by its axes and its name.
+
+    Weights of linear layers and output heads have two axes, kernels of convolutions more, of which the first is the
+    output's. Tables of embeddings, of tokens or of positions, are none.
+    """
+    return weight.ndim >= 2 and not is_table(name)
+
+
+def is_embedding(name: str, weight: Tensor) -> bool:
+    """Return whether a parameter is a table of embeddings, tied to the output head or not; one of positions is none."""
+    return weight.ndim == 2 and is_table(name) and not POSITIONS & words(name)
+
+
+POSITIONS = {"wpe", "pos", "position", "positions", "positional"}
+
+
+def is_table(name: str) -> bool:
+    """Return whether a name speaks of embeddings: GPT-2's `wte` and `wpe`, `tok_emb`, `embed_tokens`, `word_embeddings`."""
+    return bool({"wte", "wpe"} & words(name)) or any("embed" in word or word == "emb" for word in words(name))
+
+
+def words(name: str) -> set[str]:
+    """Return the words of a parameter's name: `transformer.tok_emb.weight` has transformer, tok, emb, weight."""
+    return set(re.split(r"[._]", name.lower()))

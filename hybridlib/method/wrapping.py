@@ -1,0 +1,116 @@
+"""What an optimizer must be to wrap another one and be taken for it: by schedulers, scalers, accelerate, a Trainer."""
+
+from typing import Any, Literal
+
+import torch
+from torch.optim import Optimizer
+
+Moments = Literal["keep", "decay", "reset"]
+
+
+class WrappingOptimizer(Optimizer):
+    """An optimizer whose parameter groups, state and defaults are those of the one that it wraps, now and after loading.
+
+    Its state dictionary is the wrapped optimizer's, with a subclass's `extra_state` beside it under `hybrid`.
+
+    Args:
+        optimizer: the one to wrap; any `torch.optim.Optimizer`.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        plain = Optimizer([torch.empty(0)], {})  # for what every optimizer carries: its hooks
+        self.__dict__ |= {key: value for key, value in vars(plain).items() if key not in ("param_groups", "state", "defaults")}
+        self.optimizer = optimizer
+        self._patch_step_function()
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        self.optimizer.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        return self.optimizer.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self.optimizer.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return self.optimizer.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self.optimizer.defaults = defaults
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none=set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters to the wrapped optimizer."""
+        self.optimizer.add_param_group(param_group)
+
+    def extra_state(self, materialize: bool) -> dict[str, Any]:
+        """Return what the wrapped optimizer's state lacks, as plain values and tensors; `materialize` as for `state_dict`."""
+        raise NotImplementedError
+
+    def load_extra_state(self, extra: dict[str, Any]) -> None:
+        """Take back what `extra_state` returned."""
+        raise NotImplementedError
+
+    def state_dict(self, materialize: bool = True) -> dict[str, Any]:
+        """Return all that the next steps depend on.
+
+        Args:
+            materialize: False leaves what is kept off the device there, as `StoredTensor`s to be read one by one.
+        """
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        found = {**self.optimizer.state_dict(), "hybrid": self.extra_state(materialize)}
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            found = found if (changed := hook(self, found)) is None else changed
+        return found
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was called. The wrapped optimizer's own state dictionary is taken as well."""
+        state_dict = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = state_dict if (changed := hook(self, state_dict)) is None else changed
+        extra = state_dict.pop("hybrid", None)
+        self.optimizer.load_state_dict(state_dict)
+        if extra is not None:
+            self.load_extra_state(extra)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._patch_step_function()
+
+
+def wrapped(optimizer: Any) -> list[Any]:
+    """Return an optimizer and those that it wraps, the outermost first."""
+    return [optimizer, *wrapped(inner)] if (inner := getattr(optimizer, "optimizer", None)) is not None else [optimizer]
+
+
+def states_of(optimizer: Any) -> list[dict[Any, dict[str, Any]]]:
+    """Return the states of an optimizer and of those that it wraps, by parameter; one that is shared once."""
+    return list({id(part.state): part.state for part in wrapped(optimizer)}.values())
+
+
+def forget_moments(optimizer: Optimizer, moments: Moments) -> None:
+    """Do to an optimizer's state what a jump does: "keep" it, "decay" its first moments by half, or "reset" everything."""
+    for state in states_of(optimizer) if moments != "keep" else ():
+        if moments == "reset":
+            state.clear()
+        else:
+            for kept in state.values():
+                for key in {"exp_avg", "momentum_buffer"} & kept.keys():
+                    kept[key].mul_(0.5)

@@ -1,0 +1,142 @@
+"""What a step minimizes: the loss of a batch and its gradients, micro-batch by micro-batch, in the precision asked for."""
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from hybridlib.method.predictors.base import Weights
+from hybridlib.training.memory import give_back, ran_out_of_memory
+
+PROBE_PARTS = 4  # a probe looks for a catastrophe, for which a quarter of the batch is enough
+
+
+class Objective:
+    """A model's loss on a batch.
+
+    Args:
+        model: any module.
+        loss_fn: takes the model and a batch; returns the mean loss over the batch, a scalar, in nats for a language model.
+        accumulation: micro-batches that make up a batch, at least 1.
+        precision: "fp32", or "bf16" for automatic mixed precision.
+
+    A batch is a tensor, or a mapping or sequence of them, the batch on their first axis; what is no tensor goes to every
+    micro-batch as it is.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], accumulation: int = 1, precision: str = "fp32"
+    ) -> None:
+        self.model, self.loss_fn, self.accumulation, self.precision = model, loss_fn, accumulation, precision
+        kept = set(model.state_dict(keep_vars=True))
+        self.buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in kept]  # those that training changes
+        self.device = next(model.parameters()).device
+
+    def backward(self, batch: Any) -> float:
+        """Return the mean loss over the batch, and add its gradients to those of the parameters."""
+        return self._loss(batch, gradients=True)
+
+    def backward_within_memory(self, batch: Any, zero_grad: Callable[[], None]) -> tuple[float, int]:
+        """Do as `backward` does; where memory runs out, again in micro-batches of half the size, and so from then on.
+
+        Args:
+            batch: as for `backward`.
+            zero_grad: frees what gradients there are.
+
+        Returns:
+            The loss, and how many times the micro-batch was halved.
+
+        Raises:
+            torch.OutOfMemoryError: where memory does not suffice for a micro-batch of one.
+        """
+        halved = 0
+        while True:
+            try:
+                return self.backward(batch), halved
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if not ran_out_of_memory(error):
+                    raise
+                if self.accumulation >= size_of(batch):
+                    raise torch.OutOfMemoryError(f"no memory for a micro-batch of one sequence: {error}") from None
+            zero_grad()  # not above: there the traceback still holds the activations
+            give_back()
+            self.accumulation *= 2
+            halved += 1
+
+    def probe(self, batch: Any) -> float:
+        """Return the mean loss over a part of the batch, and change nothing: no gradient, buffer or random state."""
+        part, devices = -(-size_of(batch) // PROBE_PARTS), [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), self.buffers_kept():
+            return self._loss(mapped(batch, lambda tensor: tensor[:part] if tensor.ndim else tensor), gradients=False)
+
+    @contextmanager
+    def buffers_kept(self) -> Iterator[None]:
+        """Put the buffers back, at the end of the block, to what they were at its start."""
+        before = [buffer.clone() for _, buffer in self.buffers]
+        try:
+            yield
+        finally:
+            self.set_buffers(before)
+
+    def set_buffers(self, values: list[Tensor]) -> None:
+        """Copy one value into each buffer, in the order of `buffers`."""
+        for (_, buffer), value in zip(self.buffers, values, strict=True):
+            buffer.copy_(value)
+
+    def _loss(self, batch: Any, gradients: bool) -> float:
+        size, total = size_of(batch), torch.zeros((), device=self.device)
+        for micro in split(batch, self.accumulation):  # fewer where the batch is smaller
+            with torch.set_grad_enabled(gradients):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    loss = self.loss_fn(self.model, micro) * (size_of(micro) / size)
+            if gradients:
+                loss.backward()
+            total += loss.detach()
+        return float(total)
+
+
+def tensors_of(batch: Any) -> Iterator[Tensor]:
+    """Yield every tensor in a batch, in order."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, (Mapping, list, tuple)):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from tensors_of(part)
+
+
+def first_tensor(batch: Any) -> Tensor:
+    """Return the first tensor of a batch; raise `ValueError` where it has none."""
+    for tensor in tensors_of(batch):
+        return tensor
+    raise ValueError(f"a batch must hold a tensor, with the batch on its first axis; this is {type(batch).__name__}")
+
+
+def size_of(batch: Any) -> int:
+    """Return how many examples a batch has: the length of its first tensor."""
+    return len(first_tensor(batch))
+
+
+def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a batch of the same form, each tensor replaced by what `change` makes of it."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, Mapping):
+        return {name: mapped(part, change) for name, part in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(mapped(part, change) for part in batch))
+    return type(batch)(mapped(part, change) for part in batch) if isinstance(batch, (list, tuple)) else batch
+
+
+def split(batch: Any, parts: int) -> list[Any]:
+    """Return a batch in at most `parts` micro-batches, as even as chunks are."""
+    sizes = [len(chunk) for chunk in first_tensor(batch).chunk(parts)]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [mapped(batch, lambda t, a=end - size, b=end: t[a:b] if t.ndim else t) for size, end in zip(sizes, ends)]
+
+
+def norm_of_gradients(weights: Weights) -> float:
+    """Return the global 2-norm of the gradients that there are."""
+    gradients = [weight.grad for _, weight in weights if weight.grad is not None]
+    return float(torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients]))
