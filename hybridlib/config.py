@@ -3,8 +3,6 @@
 Knows no torch, so that a plan can be made, and a bad file refused, before anything heavy is imported.
 """
 
-import hashlib
-import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -211,9 +209,3 @@ class Run(Arm):
     @property
     def id(self) -> str:
         return f"{self.arm}-{self.data}-s{self.seed}"
-
-    @property
-    def sha256(self) -> str:
-        """Of everything that can change a record; descriptions and the study's name can't."""
-        values = self.model_dump(exclude={"study", "about", "role"})
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

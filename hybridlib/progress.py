@@ -3,12 +3,16 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
+from hybridlib import provenance
 from hybridlib.config import Run
-from hybridlib.provenance import predictor_sha256, training_sha256
 from hybridlib.records import RunFolder
 from hybridlib.studies import OUTPUTS
+from hybridlib.training import NUMERICS
 
 State = Literal["missing", "partial", "damaged", "stale", "extendable", "complete"]
+DESCRIPTIONS = {"study", "about", "role"}  # of a run: they change no record
 
 
 def folder(run: Run) -> Path:
@@ -21,8 +25,8 @@ def checkpoint_path(run: Run) -> Path:
 
 
 def state(run: Run) -> State:
-    """`damaged`: not as it was written; `stale`: other parameters or other training code; `extendable`: done but for the
-    way to its target.
+    """`damaged`: not as it was written; `stale`: made by other parameters, or under another NUMERICS; `extendable`: done
+    but for the way to its target.
 
     A run is extendable once its baseline is known, while it has not reached that loss and may still go on.
     """
@@ -37,16 +41,52 @@ def state(run: Run) -> State:
     return "extendable" if may_extend(run, facts["last_step"]) else "complete"
 
 
+def identity(run: Run) -> dict[str, Any]:
+    """What a record says of how it came about: parameters and NUMERICS, by which it is judged, and the packages' lock."""
+    return dict(parameters=run.model_dump(mode="json"), numerics=NUMERICS, lock_sha256=provenance.lock_sha256())
+
+
 def is_current(run: Run, facts: dict[str, Any]) -> bool:
-    """Whether records (or a checkpoint) with these facts were made by these parameters and this code."""
-    made_by = identity(run)
-    return {key: facts.get(key) for key in made_by} == made_by
+    """Whether records (or a checkpoint) with these facts are what the run would compute today."""
+    return not why_stale(run, facts)
 
 
-def identity(run: Run) -> dict[str, str | None]:
-    """Hashes of all that a run's records depend on: parameters, training code, the predictor's code."""
-    predictor = run.predictor and predictor_sha256(run.predictor.name)
-    return dict(parameters_sha256=run.sha256, training_sha256=training_sha256(), predictor_sha256=predictor)
+def why_stale(run: Run, facts: dict[str, Any]) -> str:
+    """Say in one sentence why records with these facts are not what the run would compute today; empty if they are."""
+    if (made := facts.get("numerics")) != NUMERICS:
+        return f"made under NUMERICS {made}, today's is {NUMERICS}"
+    return other_parameters(run, facts.get("parameters"))
+
+
+def other_parameters(run: Run, recorded: Any) -> str:
+    """Say in one sentence how recorded parameters differ from the run's; empty if they don't.
+
+    They are read by today's schema: a setting that is newer than the record had its default then.
+    """
+    try:
+        then = Run.model_validate(recorded)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "parameters"
+        return f"today's schema refuses its {where}: {first['msg'].removeprefix('Value error, ')}"
+    differ = differences(*(each.model_dump(exclude=DESCRIPTIONS) for each in (then, run)))
+    if not differ:
+        return ""
+    key, was, now = differ[0]
+    more = f", and {len(differ) - 1} more differ" if len(differ) > 1 else ""
+    return f"{key} was {was!r}, today's is {now!r}{more}"
+
+
+def differences(then: dict[str, Any], now: dict[str, Any], above: str = "") -> list[tuple[str, Any, Any]]:
+    """Return dotted key, value then and value now wherever two nested mappings differ; a key that is not there is None."""
+    found = []
+    for key in dict.fromkeys([*then, *now]):
+        one, other = then.get(key), now.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found += differences(one, other, f"{above}{key}.")
+        elif one != other or (key in then) != (key in now):
+            found.append((f"{above}{key}", one, other))
+    return found
 
 
 def target_loss(run: Run) -> float | None:

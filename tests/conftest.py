@@ -72,7 +72,7 @@ STUDY = dict(
 )
 FACTS = dict(
     corpus_sha256="corpus",
-    predictor_sha256=None,
+    numerics=1,
     floor_nats=None,
     device="cpu: by hand, 1 threads",
     versions={"python": "3.11"},
@@ -81,7 +81,7 @@ FACTS = dict(
     model_parameters=1000,
     memory_floor_mb=10.0,
     target_loss=None,
-    code=dict(commit="c" * 40, dirty=False, training_sha256="t"),
+    code=dict(commit="c" * 40, dirty=False),
 )
 
 
@@ -130,7 +130,7 @@ class FakeStudy:
         records.flush()
         names = dict(study="fake", arm=arm, role=run.role, data="text", seed=seed, last_step=last)
         summary = summarise(records.steps(), records.evals(), run.steps, run.batch_size * run.seq_len)
-        own = dict(parameters=run.model_dump(), parameters_sha256=run.sha256, summary=summary)
+        own = dict(parameters=run.model_dump(), summary=summary)
         records.finish(FACTS | names | own | facts)
 
     def rewrite(self, arm: str, seed: int, **changes) -> None:

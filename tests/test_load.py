@@ -11,8 +11,7 @@ from hybridlib.analysis import load
     [
         (dict(device="cuda: other"), "the runs on text must have one device"),
         (dict(corpus_sha256="other"), "the runs on text must have one corpus_sha256"),
-        (dict(predictor_sha256="other"), "the runs of hold on text must have one predictor_sha256"),
-        (dict(code=dict(commit="c", dirty=False, training_sha256="other")), "the runs on text must have one training_sha256"),
+        (dict(numerics=0), "the runs on text must have one numerics"),
     ],
 )
 def test_a_mixture_is_refused_and_named(fake_study, facts, says) -> None:
@@ -23,7 +22,8 @@ def test_a_mixture_is_refused_and_named(fake_study, facts, says) -> None:
 
 
 def test_runs_of_other_parameters_are_left_out_and_named(fake_study) -> None:
-    fake_study.rewrite("hold", 3, parameters_sha256="of an older study")
+    older = fake_study.study.run("hold", "text", 3).model_dump() | dict(eval_every=7)
+    fake_study.rewrite("hold", 3, parameters=older)
     records = load.read(fake_study.name, fake_study.outputs)
     assert records.left_out == ["hold-text-s3"]
     assert records.missing.why.tolist() == ["made with other parameters than the study's"]
@@ -31,5 +31,5 @@ def test_runs_of_other_parameters_are_left_out_and_named(fake_study) -> None:
 
 def test_data_sources_may_come_from_different_machines(fake_study) -> None:
     runs = load.read(fake_study.name, fake_study.outputs).runs
-    elsewhere = runs.assign(data="uniform", device="cuda: other", training_sha256="other")
+    elsewhere = runs.assign(data="uniform", device="cuda: other", numerics=0)
     load.refuse_mixture(pd.concat([runs, elsewhere]))

@@ -8,6 +8,7 @@ from typing import Any, Iterator, Sequence
 
 import pandas as pd
 
+from hybridlib import progress
 from hybridlib.config import Run
 from hybridlib.records import EVAL_COLUMNS, PHASES, STEP_COLUMNS, RunFolder
 from hybridlib.studies import OUTPUTS, load_study
@@ -18,7 +19,7 @@ BASELINE = "baseline"
 KEYS = ["arm", "data", "seed"]
 FACTS = [
     "device",
-    "predictor_sha256",
+    "numerics",
     "corpus_sha256",
     "floor_nats",
     "model_parameters",
@@ -58,7 +59,6 @@ RUN_COLUMNS = [
     *FACTS,
     "commit",
     "dirty",
-    "training_sha256",
     "versions",
     *SUMMARY,
     *PER_PHASE,
@@ -103,7 +103,8 @@ class Records:
 def read(study: str, outputs: Path = OUTPUTS) -> Records:
     """All complete runs of a study, by name or .yaml path.
 
-    Raises `ValueError` if the runs on a data source come from different training code, devices or corpora.
+    Raises `ValueError` if the runs on a data source were made under different NUMERICS, or come from different devices
+    or corpora.
     """
     plan = load_study(study)
     folder = outputs / plan.study
@@ -141,14 +142,13 @@ def planned(study: Study) -> Iterator[tuple[str, Run, bool]]:
 def refuse_mixture(runs: pd.DataFrame) -> None:
     """Raises `ValueError`, naming runs, unless what is compared was made alike.
 
-    A comparison never leaves its data source: the runs on one share code, device and corpus, those of an arm its predictor's code.
+    A comparison never leaves its data source: the runs on one share NUMERICS, device and corpus.
     """
     groups = [
         (column, f"the runs on {data}", part)
         for data, part in runs.groupby("data")
-        for column in ("training_sha256", "device", "corpus_sha256")
+        for column in ("numerics", "device", "corpus_sha256")
     ]
-    groups += [("predictor_sha256", f"the runs of {arm} on {data}", part) for (data, arm), part in runs.groupby(["data", "arm"])]
     for column, where, part in groups:
         if part[column].nunique(dropna=False) > 1:
             named = {
@@ -195,7 +195,7 @@ def _read_run(study: Study, folder: RunFolder) -> tuple[dict[str, Any], pd.DataF
     if facts["arm"] not in study.arms or facts["data"] not in study.sources:
         return None
     run = study.run(facts["arm"], facts["data"], facts["seed"])
-    if facts["parameters_sha256"] != run.sha256:
+    if progress.other_parameters(run, facts["parameters"]):
         return None
     steps, evals = folder.steps(), folder.evals()
     floor = facts["floor_nats"] if run.source.kind == "markov" else 0.0

@@ -151,8 +151,8 @@ def provenance(records: Records) -> str:
     dirty = int(runs.dirty.astype(bool).sum())
     return (
         f"{len(runs)} runs, made between {runs.started_at.min()[:16]} and {runs.ended_at.max()[:16]} UTC on "
-        f"{devices(runs)}; {number(runs.model_parameters.iloc[0] / 1e6)} million parameters; code "
-        f"{listed(runs.training_sha256.str[:12].unique())} at commit {commits}"
+        f"{devices(runs)}; {number(runs.model_parameters.iloc[0] / 1e6)} million parameters; "
+        f"NUMERICS {listed(map(str, sorted(runs.numerics.unique())))}, code of commit {commits}"
         + (f", {dirty} of the runs with uncommitted changes." if dirty else ".")
     )
 

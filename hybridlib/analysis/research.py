@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 
+from hybridlib import progress
 from hybridlib.analysis.load import refuse_mixture
-from hybridlib.config import Run
 from hybridlib.records import RunFolder
 from hybridlib.studies import OUTPUTS
 from hybridlib.study import Study
@@ -35,7 +34,7 @@ class Research:
 
     trials: pd.DataFrame
     missing: list[str]
-    training_sha256: frozenset[str] = frozenset()  # of the code that made them, which may be older than that of the study's runs
+    numerics: frozenset[int] = frozenset()  # under which they were made, which may be older than that of the study's runs
 
     def of(self, prefix: str) -> pd.DataFrame:
         """The trials of all sweeps whose names begin so, which the rest of the name then tells apart."""
@@ -58,7 +57,7 @@ def read(study: Study) -> Research:
         for run in runs(study, name, sweep):
             folder = RunFolder(OUTPUTS / run.study / "runs" / run.id)
             facts = folder.facts
-            if facts is None or not asks_the_same(run, facts["parameters"]):
+            if facts is None or progress.other_parameters(run, facts["parameters"]):
                 missing.append(f"{name}: {run.id}")
                 continue
             summary = facts["summary"]
@@ -71,21 +70,13 @@ def read(study: Study) -> Research:
                 | dict(predicted_share=summary["phase_share"]["predict"], held_out_loss=summary["held_out_loss"])
                 | dict(train_s=summary["train_s"], equivalents=equivalents, speedup=run.steps / equivalents)
                 | {k: summary[k] for k in ("divergences", "jumps_rejected")}
-                | dict(training_sha256=facts["code"]["training_sha256"], data=beside, arm=str(run.predictor and run.predictor.name))
-                | {k: facts[k] for k in ("device", "corpus_sha256", "predictor_sha256")}
+                | dict(arm=run.arm, data=beside)
+                | {k: facts[k] for k in ("numerics", "device", "corpus_sha256")}
             )
-    made = ["training_sha256", "device", "predictor_sha256", "corpus_sha256"]
+    made = ["numerics", "device", "corpus_sha256"]
     trials = pd.DataFrame(rows, columns=[*COLUMNS, "arm", "data", *made])
-    refuse_mixture(trials)  # a predictor stands for the arm, what a sweep is compared with for the data
-    return Research(with_baselines(trials[COLUMNS], evals), missing, frozenset(trials.training_sha256))
-
-
-def asks_the_same(run: Run, recorded: dict[str, Any]) -> bool:
-    """Whether recorded parameters are a run's; a setting that is newer than the record counts as at its default."""
-    try:
-        return Run(**recorded).sha256 == run.sha256
-    except ValidationError:
-        return False
+    refuse_mixture(trials)  # what a sweep is compared with stands for the data
+    return Research(with_baselines(trials[COLUMNS], evals), missing, frozenset(trials.numerics))
 
 
 def with_baselines(trials: pd.DataFrame, evals: dict[tuple, pd.DataFrame]) -> pd.DataFrame:
