@@ -1,23 +1,71 @@
 """Which predictors there are, and what each takes: read from their source, so that a plan needs no torch."""
 
 import ast
+import inspect
+import sys
+import typing
 from pathlib import Path
+from typing import Any
+
+from hybridlib.method import settings
+
+FOLDER = Path(__file__).parent / "method" / "predictors"
+BASE = "hybridlib.method.predictors.base"
+Kinds = dict[str, Any]  # a setting's name -> the type annotation of what it may be
 
 
-def predictor_settings() -> dict[str, set[str]]:
-    """Every predictor's settings, read from the source of `training/predictors/` without importing it.
+def predictor_settings() -> dict[str, Kinds]:
+    """Return every predictor's settings by its name: those of files in `method/predictors/`, and those defined so far.
 
-    They are the arguments of its `__init__`, or of that of the predictor that it derives from.
+    A predictor is a class; its settings are the arguments of its `__init__`, or of that of the class it derives from.
     """
-    folder = Path(__file__).parent / "training" / "predictors"
-    trees = {path.stem: ast.parse(path.read_text()) for path in sorted(folder.glob("[a-z]*.py"))}
-    classes = {n.name: n for tree in trees.values() for n in tree.body if isinstance(n, ast.ClassDef)}
+    trees = {path: parsed(path) for path in sorted(FOLDER.glob("[a-z]*.py"))}
+    classes = {n.name: n for tree in trees.values() if tree for n in tree.body if isinstance(n, ast.ClassDef)}
+    shared = {n.name for path, tree in trees.items() if tree and path.stem == "base" for n in tree.body if isinstance(n, ast.ClassDef)}
+    found = {snake(name): kinds_of(cls, classes) for name, cls in classes.items() if name not in shared}
+    if base := sys.modules.get(BASE):  # a class in a notebook's cell
+        for name, cls in base.defined().items():
+            found.setdefault(name, hinted(cls))
+    return found
 
-    def settings(cls: ast.ClassDef) -> set[str]:
-        for node in cls.body:
-            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-                return {a.arg for a in node.args.args + node.args.kwonlyargs} - {"self"}
-        return set().union(*(settings(classes[b.id]) for b in cls.bases if getattr(b, "id", "") in classes))
 
-    named = {stem: stem.title().replace("_", "") for stem in trees if stem != "base"}
-    return {stem: settings(classes[name]) for stem, name in named.items() if name in classes}
+def broken_files() -> list[str]:
+    """Return, for each file of predictors that is no Python, where and why."""
+    return [said for path in sorted(FOLDER.glob("[a-z]*.py")) if (said := parsed(path, tell=True))]
+
+
+def parsed(path: Path, tell: bool = False) -> Any:
+    """Return a file's syntax tree, None for one that is no Python; or, if `tell`, what is wrong with it, None if nothing is."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8-sig"))
+    except (SyntaxError, ValueError, OSError) as error:
+        place = f"{path}, line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else f"{path}: {error}"
+        return place if tell else None
+    return None if tell else tree
+
+
+def kinds_of(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Kinds:
+    for node in cls.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            return {a.arg: evaluated(a.annotation) for a in (node.args.args + node.args.kwonlyargs)[1:]}
+    above = [classes[base.id] for base in cls.bases if isinstance(base, ast.Name) and base.id in classes]
+    return {name: kind for base in reversed(above) for name, kind in kinds_of(base, classes).items()}
+
+
+def evaluated(annotation: ast.expr | None) -> Any:
+    """Return the type that an annotation names; `Any` for one that neither Python nor `settings` knows."""
+    try:
+        return Any if annotation is None else eval(ast.unparse(annotation), vars(typing) | vars(settings))
+    except Exception:  # whatever a predictor of one's own is annotated with
+        return Any
+
+
+def hinted(cls: type) -> Kinds:
+    init = inspect.unwrap(cls.__init__)
+    kinds = typing.get_type_hints(init, include_extras=True)
+    return {name: kinds.get(name, Any) for name in list(inspect.signature(init).parameters)[1:]}
+
+
+def snake(name: str) -> str:
+    """Return a class's name as arms give it: MyOwn is my_own."""
+    return "".join(f"_{c.lower()}" if c.isupper() and at else c.lower() for at, c in enumerate(name))

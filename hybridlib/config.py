@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hybridlib.catalogue import predictor_settings
+from hybridlib.catalogue import broken_files, predictor_settings
+from hybridlib.method.settings import problem
 
 # Radford et al. 2019, table 2; `nano` is the study's own size for two CPU cores.
 PRESETS = {
@@ -81,7 +82,7 @@ class Schedule(Strict):
 
 
 class Predictor(Strict):
-    """A predictor's name, which is its file's in `training/predictors/`, and its settings."""
+    """A predictor's name, which is its class's in snake case, and its settings, which are the class's arguments."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     name: str
@@ -94,8 +95,12 @@ class Predictor(Strict):
     def _known(self) -> "Predictor":
         known = predictor_settings()
         if self.name not in known:
-            raise ValueError(f"no predictor {self.name!r}; there are {', '.join(sorted(known))}")
-        if unknown := sorted(set(self.settings) - known[self.name]):
+            broken = "".join(f"; {said}" for said in broken_files())
+            raise ValueError(f"no predictor {self.name!r}; there are {', '.join(sorted(known))}{broken}")
+        for key, value in self.settings.items():
+            if key in known[self.name] and (said := problem(value, known[self.name][key])):
+                raise ValueError(f"predictor {self.name}: {key}: {value!r} {said}")
+        if unknown := sorted(set(self.settings) - set(known[self.name])):
             allowed = ", ".join(sorted(known[self.name])) or "no settings"
             raise ValueError(f"predictor {self.name} has no setting {', '.join(unknown)}; it takes {allowed}")
         return self

@@ -39,7 +39,7 @@ class Predictor(ABC):
         if "__init__" in cls.__dict__:
             cls.__init__ = checked(cls.__init__)
         if by_name:
-            _DEFINED[re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()] = cls
+            _DEFINED[re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()] = cls
 
     def start(self, weights: Weights) -> None:
         """Remember what is needed: a Full phase begins, and its first step is about to be taken."""
