@@ -40,7 +40,7 @@ def go(trainer: HybridTrainer, steps: int) -> list[tuple]:
 
 
 def flat(trainer: HybridTrainer) -> torch.Tensor:
-    return torch.cat([weight.detach().flatten() for _, weight in trainer.weights])
+    return torch.cat([weight.detach().flatten() for _, weight in trainer.optimizer.weights])
 
 
 def test_without_predict_it_is_bitwise_the_plain_loop() -> None:
@@ -173,7 +173,7 @@ def test_one_gradient_that_is_not_finite_is_skipped_and_a_second_rolls_back() ->
     assert go(trainer, 1)[0][6] == "skipped" and torch.equal(flat(trainer), before)
     assert go(trainer, 1)[0][6] == "" and not torch.equal(flat(trainer), before)
     assert [record[6] for record in go(trainer, 2)] == ["skipped", "rollback"]
-    assert all(torch.equal(w, snapshot[f"model.{name}"]) for name, w in trainer.weights)
+    assert all(torch.equal(w, snapshot[f"model.{name}"]) for name, w in trainer.optimizer.weights)
 
 
 def test_one_high_loss_is_recorded_and_changes_no_bit() -> None:

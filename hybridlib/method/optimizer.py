@@ -5,15 +5,15 @@ from statistics import fmean
 from typing import Any, Callable, Iterable, Iterator, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
 from hybridlib.method.guards import MIN_LOSSES, accepts_jump
 from hybridlib.method.offload import TensorStore
 from hybridlib.method.predictors.base import Predictor, Weights
+from hybridlib.method.ranks import mean_over_ranks
 from hybridlib.method.schedule import Phase, PhaseSchedule, PhaseState
-from hybridlib.method.wrapping import Moments, WrappingOptimizer, forget_moments
+from hybridlib.method.wrapping import Moments, WrappingOptimizer, chosen_by_group, forget_moments, predictable, replayed
 
 LOSSES_KEPT = 50  # of computed steps, for the mean that a jump's loss is held against
 
@@ -63,13 +63,14 @@ class HybridOptimizer(WrappingOptimizer):
         self.position: PhaseState = schedule.start()
         self.computed_steps = 0  # gradients computed so far, those of withheld steps included
         self._names = {weight: name for name, weight in named_parameters}
-        self.parameters: Weights = list(self._named())  # those that can be predicted, frozen ones among them
+        self.parameters: Weights = predictable(self, self._names)  # those that can be predicted, frozen ones among them
         self._buffers = list(named_buffers)
         self._before_jump = TensorStore()
         self._takeoff: PhaseState | None = None  # where the last jump began, while it may still be undone
         self._losses: deque[float] = deque(maxlen=LOSSES_KEPT)
         self._path: list[str] | None = None  # the parameters that the predictor follows
-        self._choose_matrices(is_matrix)
+        if choice := is_matrix or chosen_by_group(optimizer):
+            predictor.orthogonalizes = choice
 
     @property
     def nominal_steps(self) -> int:
@@ -102,7 +103,7 @@ class HybridOptimizer(WrappingOptimizer):
         if closure is not None:
             with torch.enable_grad():
                 found = closure()
-            loss, closure = found if loss is None else loss, _replayed(closure, found)
+            loss, closure = found if loss is None else loss, replayed(closure, found)
         if loss is not None and not self._accepts(loss):
             self.undo_jump()
             self.computed_steps += 1
@@ -208,23 +209,7 @@ class HybridOptimizer(WrappingOptimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters to the wrapped optimizer; those without a name are numbered."""
         super().add_param_group(param_group)
-        self.parameters = list(self._named())
-
-    def _named(self) -> Iterator[tuple[str, Tensor]]:
-        """The optimizer's parameters that can be predicted, named ones first and in the order of their names."""
-        held = [weight for group in self.param_groups for weight in group["params"]]
-        nameless = {weight: f"parameter.{at}" for at, weight in enumerate(held) if weight not in self._names}
-        there = set(held)
-        for weight, name in (self._names | nameless).items():
-            if weight in there and weight.is_floating_point() and weight.numel():
-                yield name, weight
-
-    def _choose_matrices(self, is_matrix: Callable[[str, Tensor], bool] | None) -> None:
-        said = {weight: group["orthogonalize"] for group in self.param_groups if "orthogonalize" in group for weight in group["params"]}
-        if is_matrix is not None:
-            self.predictor.orthogonalizes = is_matrix
-        elif said:
-            self.predictor.orthogonalizes = lambda name, weight: said.get(weight, False)
+        self.parameters = predictable(self, self._names)
 
     def extra_state(self, materialize: bool) -> dict[str, Any]:
         stored = dict(predictor=self.predictor.state_dict())
@@ -233,47 +218,18 @@ class HybridOptimizer(WrappingOptimizer):
         if materialize:
             stored = {key: {name: tensor.read() for name, tensor in kept.items()} for key, kept in stored.items()}
         return dict(
-            position=_packed(self.position),
-            takeoff=self._takeoff and _packed(self._takeoff),
+            position=self.position.packed(),
+            takeoff=self._takeoff and self._takeoff.packed(),
             computed_steps=self.computed_steps,
             losses=list(self._losses),
             **stored,
         )
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        self.position, self.computed_steps = _unpacked(extra["position"]), extra["computed_steps"]
-        self._takeoff = extra["takeoff"] and _unpacked(extra["takeoff"])
+        self.position, self.computed_steps = PhaseState.unpacked(extra["position"]), extra["computed_steps"]
+        self._takeoff = extra["takeoff"] and PhaseState.unpacked(extra["takeoff"])
         self._losses = deque(extra["losses"], maxlen=LOSSES_KEPT)
         self._path = None
         self.predictor.load_state_dict(extra["predictor"])
         for name, tensor in extra.get("before_jump", {}).items():
             self._before_jump.put(name, tensor)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__} ({self.schedule}, {type(self.predictor).__name__}, over {self.optimizer!r})"
-
-
-def mean_over_ranks(loss: Tensor | float) -> float:
-    """Return a loss averaged over all ranks, so that each decides alike by it; as it is where there is one process."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return float(loss)
-    total = loss.detach().double().clone() if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)
-    if dist.get_backend() == "nccl":
-        total = total.cuda()
-    dist.all_reduce(total)
-    return float(total) / dist.get_world_size()
-
-
-def _replayed(closure: Callable[[], Any], found: Any) -> Callable[[], Any]:
-    """The closure, whose first evaluation has been made already."""
-    found_before = [found]
-    return lambda: found_before.pop() if found_before else closure()
-
-
-def _packed(position: PhaseState) -> list[int | str]:
-    return [position.step, str(position.phase), position.index, position.length, position.cycle]
-
-
-def _unpacked(values: list[Any]) -> PhaseState:
-    step, phase, index, length, cycle = values
-    return PhaseState(step, Phase(phase), index, length, cycle)

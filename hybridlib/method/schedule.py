@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Iterator, Literal
+from typing import Any, Iterator, Literal
 
 Event = Literal["step", "rejected", "rollback"]
 
@@ -26,7 +26,17 @@ class PhaseState:
 
     @property
     def real(self) -> bool:
+        """Whether the step is computed."""
         return self.phase is not Phase.PREDICT
+
+    def packed(self) -> list[int | str]:
+        """Return it as plain values, for a checkpoint."""
+        return [self.step, str(self.phase), self.index, self.length, self.cycle]
+
+    @classmethod
+    def unpacked(cls, values: list[Any]) -> "PhaseState":
+        step, phase, index, length, cycle = values
+        return cls(step, Phase(phase), index, length, cycle)
 
 
 @dataclass(frozen=True)

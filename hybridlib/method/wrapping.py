@@ -1,8 +1,9 @@
 """What an optimizer must be to wrap another one and be taken for it: by schedulers, scalers, accelerate, a Trainer."""
 
-from typing import Any, Literal
+from typing import Any, Callable, Literal
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 Moments = Literal["keep", "decay", "reset"]
@@ -114,3 +115,25 @@ def forget_moments(optimizer: Optimizer, moments: Moments) -> None:
             for kept in state.values():
                 for key in {"exp_avg", "momentum_buffer"} & kept.keys():
                     kept[key].mul_(0.5)
+
+
+def predictable(optimizer: Optimizer, names: dict[Tensor, str]) -> list[tuple[str, Tensor]]:
+    """Return an optimizer's parameters that can be predicted: floating-point and not empty.
+
+    Those with a name come first, in the order of `names`; the others are numbered by their place in the optimizer.
+    """
+    held = {weight: f"parameter.{at}" for at, weight in enumerate(w for group in optimizer.param_groups for w in group["params"])}
+    order = [*(weight for weight in names if weight in held), *(weight for weight in held if weight not in names)]
+    return [(names.get(w, held[w]), w) for w in order if w.is_floating_point() and w.numel()]
+
+
+def chosen_by_group(optimizer: Optimizer) -> Callable[[str, Tensor], bool] | None:
+    """Return what the `orthogonalize` keys of an optimizer's parameter groups say of a parameter; None where none has one."""
+    said = {weight: group["orthogonalize"] for group in optimizer.param_groups if "orthogonalize" in group for weight in group["params"]}
+    return (lambda name, weight: said.get(weight, False)) if said else None
+
+
+def replayed(closure: Callable[[], Any], found: Any) -> Callable[[], Any]:
+    """Return a closure whose first evaluation has been made already, with this result."""
+    made = [found]
+    return lambda: made.pop() if made else closure()

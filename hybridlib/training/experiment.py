@@ -66,7 +66,7 @@ def _train(run: Run, device: torch.device, records: RunFolder, preemption: Preem
         ended_at=provenance.now(),
         resumed=resumed,
         compile_s=compile_s,
-        model_parameters=sum(weight.numel() for _, weight in trainer.weights),
+        model_parameters=sum(weight.numel() for _, weight in trainer.optimizer.weights),
         weights_sha256=weights_sha256(trainer.objective.model),
         memory_floor_mb=trainer.meter.floor_mb,
         nvml_used_mb=nvml_used_mb(device),
@@ -133,7 +133,10 @@ class Loop:
     def rehearse(self) -> float:
         """Compiles the steps ahead of them, off the clock; returns the seconds that it took."""
         started_s = time.perf_counter()
-        self.trainer.rehearse(self._on_device(self.source.batch(self.run.seed, 0)))
+        batch = self._on_device(self.source.batch(self.run.seed, 0))
+        self.trainer.objective.backward(batch)
+        self.trainer.objective.probe(batch)
+        self.trainer.optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - started_s
 
     def until(self, last_step: int) -> None:
@@ -161,7 +164,7 @@ class Loop:
         self.train_s += record.step_s if state.step > UNTIMED_STEPS else 0.0
         if state.step == run.steps or (self._settled(state) and state.step >= self.evaluated_step + run.eval_every):
             self.evaluated_step = state.step
-            with self.average.applied(trainer.weights, trainer.optimizer):
+            with self.average.applied(trainer.optimizer.weights, trainer.optimizer):
                 self.held_out_loss = held_out_loss(trainer.objective.model, self.held_out)
             self.records.add(EvalRecord(state.step, trainer.real_steps, self.train_s, self.held_out_loss))
         if state.step % run.log_every == 0:
@@ -175,7 +178,7 @@ class Loop:
         if "jump" in events or "rollback" in events:
             self.average.forget()
         elif record.real and "skipped" not in events:
-            self.average.observe(self.trainer.weights)
+            self.average.observe(self.trainer.optimizer.weights)
 
     @staticmethod
     def _settled(state: PhaseState) -> bool:

@@ -8,8 +8,9 @@ import torch
 
 from hybridlib.method.guards import DivergenceMonitor, accepts_jump
 from hybridlib.method.offload import OptimizerOffload
-from hybridlib.method.optimizer import HybridOptimizer, mean_over_ranks
+from hybridlib.method.optimizer import HybridOptimizer
 from hybridlib.method.predictors.base import Weights
+from hybridlib.method.ranks import mean_over_ranks
 from hybridlib.method.schedule import Phase, PhaseState
 from hybridlib.records import StepRecord
 from hybridlib.training.checkpoint import CheckpointFile, Snapshots, State, random_state, set_random_state
@@ -21,8 +22,8 @@ from hybridlib.training.objective import Objective, first_tensor, norm_of_gradie
 class HybridTrainer:
     """Trains any module with any optimizer, one nominal step at a time.
 
-    With no Predict steps it is bitwise the plain loop. The optimizer decides what a step is; the trainer computes
-    gradients, records what a step did, and keeps broken steps and wrong predictions from spoiling the run.
+    With no Predict steps it is bitwise the plain loop. The trainer computes gradients, records what a step did, and keeps
+    broken steps and wrong predictions from spoiling the run.
 
     Args:
         optimizer: the wrapped optimizer with its schedule and predictor.
@@ -61,16 +62,6 @@ class HybridTrainer:
         """Computed steps so far, which is the index of the next batch."""
         return self.optimizer.computed_steps
 
-    @property
-    def weights(self) -> Weights:
-        return self.optimizer.weights
-
-    def rehearse(self, batch: Any) -> None:
-        """Compute a step's and a probe's loss and forget them: what is compiled at first use is compiled now."""
-        self.objective.backward(batch)
-        self.objective.probe(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-
     def step(self, batch: Any) -> StepRecord:
         """Take one nominal step, and return its record.
 
@@ -90,19 +81,9 @@ class HybridTrainer:
             loss, grad_norm = self._computed_step(batch, events)
         else:
             loss, jump_s = self._jump(batch, events)
-        return StepRecord(
-            step=state.step,
-            phase=str(state.phase),
-            real=int(state.real),
-            loss=loss,
-            perplexity=None if loss is None else math.exp(loss) if loss < 700 else math.inf,
-            grad_norm=grad_norm,
-            tokens_trained=self.tokens_trained,
-            step_s=self.meter.stop(),
-            jump_s=jump_s,
-            peak_mb=round(self.meter.peak_mb(), 3),
-            event="+".join(events),
-        )
+        perplexity = None if loss is None else math.exp(loss) if loss < 700 else math.inf
+        what = state.step, str(state.phase), int(state.real), loss, perplexity, grad_norm, self.tokens_trained
+        return StepRecord(*what, self.meter.stop(), jump_s, round(self.meter.peak_mb(), 3), "+".join(events))
 
     def _enter(self, phase: Phase) -> None:
         """The first step of a phase: what leaves the device or comes back, and from where its peak memory counts."""
@@ -120,8 +101,8 @@ class HybridTrainer:
         before = self.state_dict() if due else None
         buffers = [buffer.clone() for _, buffer in self.objective.buffers]
         loss, halved = self.objective.backward_within_memory(batch, self.optimizer.zero_grad)
-        events += ["halved"] * halved
         loss, grad_norm = mean_over_ranks(loss), norm_of_gradients(self.optimizer.parameters)
+        events += ["halved"] * halved
         self.tokens_trained += first_tensor(batch).numel()
         verdict = self.monitor.judge(loss, grad_norm, armed=self.state.phase is not Phase.WARMUP)
         if verdict in ("skip", "roll_back"):
@@ -148,13 +129,13 @@ class HybridTrainer:
         jump_s = self.meter.stop() - started_s
         after = mean_over_ranks(self.objective.probe(batch))
         before = self.last_loss if self.monitor.mean is None else self.monitor.mean
-        accepted = accepts_jump(before, after, self.optimizer.jump_margin_nats)
-        if accepted:
+        if accepts_jump(before, after, self.optimizer.jump_margin_nats):
             self.monitor.jumped(after)
             self._coasting = [replace(begun, step=begun.step + i, index=i) for i in range(1, horizon)]
+            events.append("jump")
         else:
             self.optimizer.undo_jump()
-        events.append("jump" if accepted else "rejected")
+            events.append("rejected")
         return after, jump_s
 
     def _roll_back(self) -> None:
@@ -173,7 +154,7 @@ class HybridTrainer:
     def state_dict(self) -> State:
         """Return all that the next steps depend on. Not to be called in Predict."""
         return dict(
-            weights={name: weight.detach() for name, weight in self._held()},
+            weights={name: weight.detach() for name, weight in self._weights()},
             buffers={name: buffer.clone() for name, buffer in self.objective.buffers},
             optimizer=self.optimizer.state_dict(materialize=False),
             monitor=self.monitor.state_dict(),
@@ -192,12 +173,12 @@ class HybridTrainer:
             setattr(self, name, value)
         self.objective.accumulation = state["accumulation"]
 
-    def _held(self) -> Weights:
-        """All that the optimizer holds and all that the model has, those that are predicted or not."""
-        return list({**dict(self.objective.model.named_parameters()), **dict(self.optimizer.parameters)}.items())
+    def _weights(self) -> Weights:
+        """The model's parameters, and what the optimizer holds besides."""
+        return list((dict(self.objective.model.named_parameters()) | dict(self.optimizer.parameters)).items())
 
     @torch.no_grad()
     def _put_weights(self, state: State) -> None:
-        for name, weight in self._held():
+        for name, weight in self._weights():
             weight.copy_(state["weights"][name])
-        self.objective.set_buffers([state["buffers"][name] for name, _ in self.objective.buffers])
+        self.objective.set_buffers(list(state["buffers"].values()))

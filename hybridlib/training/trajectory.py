@@ -18,10 +18,10 @@ Point = list[Tensor]  # every parameter, in the model's order
 def record(run: Run, source: DataSource, steps: int) -> list[Point]:
     """The weights before the first and after each of `steps` steps of plain training."""
     trainer = make_trainer(run.model_copy(update=dict(schedule=None, predictor=None)), torch.device("cpu"))
-    points = [snapshot(trainer.weights)]
+    points = [snapshot(trainer.optimizer.weights)]
     for k in range(steps):
         trainer.step(source.batch(run.seed, k))
-        points.append(snapshot(trainer.weights))
+        points.append(snapshot(trainer.optimizer.weights))
     return points
 
 
