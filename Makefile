@@ -7,6 +7,7 @@
 #   make clean   removes what can be made again: .venv, caches, the smoke study
 PYTHON ?= python3
 BIN := .venv/bin
+WORKERS ?= 2
 TEX := texlive-xetex texlive-fonts-recommended texlive-plain-generic pandoc fonts-texgyre fonts-texgyre-math
 AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo -n)
 
@@ -18,7 +19,8 @@ study: setup tex
 
 test: setup tex
 	@command -v pdftotext >/dev/null || $(call apt-install,poppler-utils)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -m "not timed" --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m timed $(ARGS)
 
 crash-test: setup
 	$(BIN)/python -m pytest tests/test_crash.py tests/test_damage.py tests/test_faults.py tests/test_inputs.py \

@@ -23,22 +23,20 @@ if TYPE_CHECKING:
     from hybridlib.method.predictors.wnn import Wnn
     from hybridlib.method.schedule import Phase, PhaseSchedule
 
-_HOME = {
-    "HybridOptimizer": "optimizer",
-    **dict.fromkeys(("PhaseSchedule", "Phase"), "schedule"),
-    **dict.fromkeys(("Predictor", "History"), "predictors.base"),
-    **dict.fromkeys(("Hold", "Sham"), "predictors.controls"),
-    **{name: f"predictors.{name.lower()}" for name in ("Linear", "Drift", "Ridge", "Dmd", "Wnn", "Nesterov", "Spectral")},
-    "Polar": "predictors.spectral",
-}
-__all__ = [*_HOME]  # noqa: PLE0604
+__all__ = [
+    "HybridOptimizer", "PhaseSchedule", "Phase", "Predictor", "History", "Hold", "Sham", "Linear", "Drift", "Ridge", "Dmd",
+    "Wnn", "Nesterov", "Spectral", "Polar",
+]  # fmt: skip
+_ELSEWHERE = dict(HybridOptimizer="optimizer", PhaseSchedule="schedule", Phase="schedule", Predictor="predictors.base",
+                  History="predictors.base", Hold="predictors.controls", Sham="predictors.controls",
+                  Polar="predictors.spectral")  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"hybridlib.method.{_HOME[name]}"), name)
+    return getattr(import_module(f"hybridlib.method.{_ELSEWHERE.get(name, f'predictors.{name.lower()}')}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*globals(), *__all__])

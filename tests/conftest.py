@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -51,9 +52,16 @@ def measured(request: pytest.FixtureRequest) -> Measured:
     return Measured(request.config.getoption("record"))
 
 
+def pytest_configure() -> None:
+    """Workers side by side take a core each."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole studies last: what fails fast should be seen first."""
-    items.sort(key=lambda item: item.path.name == "test_end_to_end.py")
+    """Whole studies last, for what fails fast should be seen first; but first where workers share the files: they take longest."""
+    side_by_side = "PYTEST_XDIST_WORKER" in os.environ
+    items.sort(key=lambda item: (item.path.name == "test_end_to_end.py") != side_by_side)
 
 
 ARMS = ["baseline", "hybrid", "memory_optimized", "hold", "sham"]

@@ -1,4 +1,4 @@
-"""One list of packages: pyproject.toml, requirements.lock, environment.yml and what is installed say the same."""
+"""Packages: pyproject.toml says what is needed, requirements.lock which versions the records were made with; nothing else does."""
 
 import ast
 import re
@@ -14,7 +14,9 @@ from packaging.utils import canonicalize_name
 from hybridlib.studies import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DIRECT = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+EXTRAS = PROJECT["optional-dependencies"]
+METHOD = [Requirement(line) for line in PROJECT["dependencies"]]
+DIRECT = [*METHOD, *(Requirement(line) for extra in EXTRAS.values() for line in extra)]
 LOCK = (ROOT / "requirements.lock").read_text().split()
 MAKEFILE = (ROOT / "Makefile").read_text()
 
@@ -24,6 +26,7 @@ NOT_IMPORTED = {
     "accelerate": "transformers.Trainer asks for it",
     "jinja2": "pandas' Styler, for LaTeX tables",
     "tabulate": "pandas' to_markdown",
+    "pytest-xdist": "make test",
 }
 
 
@@ -40,28 +43,43 @@ def installed(name: str) -> str:
     return distribution(name).version.split("+")[0]
 
 
-def closure(requirements: list[str]) -> set[str]:
+def names(requirements: list[Requirement]) -> set[str]:
+    return {canonicalize_name(requirement.name) for requirement in requirements}
+
+
+def closure(requirements: list[Requirement]) -> set[str]:
     """Canonical names of these requirements and of all that they need on this platform."""
     seen: set[tuple[str, frozenset[str]]] = set()
 
-    def walk(line: str, extras: frozenset[str]) -> None:
-        requirement = Requirement(line)
+    def walk(requirement: Requirement, extras: frozenset[str]) -> None:
         if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in extras | {""}):
             return
         wanted = canonicalize_name(requirement.name), frozenset(requirement.extras)
         if wanted not in seen:
             seen.add(wanted)
             for below in distribution(wanted[0]).requires or []:
-                walk(below, wanted[1])
+                walk(Requirement(below), wanted[1])
 
-    for line in requirements:
-        walk(line, frozenset())
+    for requirement in requirements:
+        walk(requirement, frozenset())
     return {name for name, _ in seen}
 
 
-def test_direct_dependencies_are_exact_pins_of_the_lock():
+def test_the_lock_is_within_the_ranges_and_the_ranges_pin_nothing():
     locked = pins(LOCK)
-    assert {name: locked.get(name) for name in pins(DIRECT)} == pins(DIRECT)
+    outside = [str(needed) for needed in DIRECT if locked[canonicalize_name(needed.name)] not in needed.specifier]
+    assert not outside
+    assert not [str(needed) for needed in DIRECT if any(part.operator in ("==", "===") for part in needed.specifier)]
+
+
+def test_the_method_needs_torch_and_numpy_alone():
+    assert names(METHOD) == {"torch", "numpy"}
+    imported = set()
+    for path in (ROOT / "hybridlib" / "method").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            imported |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            imported |= {node.module} if isinstance(node, ast.ImportFrom) else set()
+    assert {name.split(".")[0] for name in imported} - set(sys.stdlib_module_names) == {"torch", "numpy", "hybridlib"}
 
 
 def test_the_lock_is_what_the_project_needs_and_no_more():
@@ -100,5 +118,5 @@ def test_everything_imported_is_a_direct_dependency_and_the_other_way_round():
     top = {name.split(".")[0] for name in modules} - set(sys.stdlib_module_names) - {"hybridlib", "run_all", "conftest", "tiny"}
     owners = packages_distributions()
     imported = {canonicalize_name(owners[name][0]) for name in top}
-    assert imported - set(pins(DIRECT)) == set()
-    assert set(pins(DIRECT)) - imported == set(NOT_IMPORTED)
+    assert imported - names(DIRECT) == set()
+    assert names(DIRECT) - imported == set(NOT_IMPORTED)
