@@ -1,7 +1,7 @@
 """Runs a study: every notebook of its plan, in order, from training to the report.
 
-Complete and up-to-date jobs are skipped, interrupted ones resumed; a run whose parameters or training code changed is
-trained again. Exit status: 0 if every job of the plan is complete, 1 if not, 2 for a wrong argument or parameter file,
+Complete jobs are skipped, interrupted ones resumed; a run whose parameters changed, or that was made under another NUMERICS,
+is trained again. Chapters that read records are executed every time. Exit status: 0 if every job of the plan is complete, 1 if not, 2 for a wrong argument or parameter file,
 130 if interrupted and 75 if ended by SIGTERM: both after a checkpoint, and the same command goes on from there.
 """
 
@@ -89,15 +89,19 @@ def stop(number: int, frame: object) -> None:
 
 
 def print_plan(jobs: list[Job], study: str, args: argparse.Namespace) -> None:
-    known, total = known_times(study), 0.0
+    known, total, stale = known_times(study), 0.0, {}
     table = Table("", "stage", "job", "state", "estimate", title=f"Study {study}: {len(jobs)} jobs", title_justify="left")
     for at, job in enumerate(jobs, start=1):
         state = execute.state(job, study)
         if todo := is_to_do(job, state, args):
             total += estimated_s(job, known)
+        if state == "stale":
+            stale.setdefault(execute.why_stale(job, study), []).append(job.name)
         said = f"{state}, {on_device(job, args.device)}" if state == "complete" and on_device(job, args.device) else state
         table.add_row(str(at), job.stage, job.name, said, duration(estimated_s(job, known)) if todo else "")
     console.print(table)
+    for why, names in stale.items():
+        console.print(escape(f"stale: {', '.join(names[:4])}{' …' * (len(names) > 4)}: {why}"))
     source = "from this study's records" if known else "a rough guess for two CPU cores"
     console.print(f"Estimated time: {duration(total)} ({source}).")
 

@@ -1,8 +1,6 @@
 """Executes one job: its notebook, with its parameters, in a fresh kernel. papermill does the work."""
 
 import asyncio
-import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -10,18 +8,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import papermill
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
 
-from hybridlib import progress
+from hybridlib import chapters, progress
+from hybridlib.chapters import source, stamp
 from hybridlib.orphans import end_with
-from hybridlib.plan import CHAPTERS, READERS, STAGES, Job
-from hybridlib.studies import OUTPUTS, PARAMS, ROOT
+from hybridlib.plan import Job
+from hybridlib.records import RunFolder
+from hybridlib.studies import ROOT
 
-NOTEBOOKS = ROOT / "notebooks"
 PATIENCE_S = 30.0  # for a checkpoint, which takes a step's time and a write's
 
 
@@ -49,13 +47,9 @@ class JobFailed(Exception):
     """A notebook that did not run to its end; the message says where, and where the traceback lies."""
 
 
-def source(job: Job) -> Path:
-    return NOTEBOOKS / f"{job.notebook}.ipynb"
-
-
 def executed(job: Job, study: str) -> Path:
     """Where a job's executed notebook lies."""
-    return progress.folder(job.run) / "run.ipynb" if job.run else OUTPUTS / study / "notebooks" / f"{job.notebook}.ipynb"
+    return progress.folder(job.run) / "run.ipynb" if job.run else chapters.executed(job, study)
 
 
 def from_root(path: Path) -> Path:
@@ -85,13 +79,15 @@ def parameters_of(notebook: Path) -> set[str]:
 
 
 def state(job: Job, study: str) -> str:
-    """A run's state as its records tell it; a chapter is `complete`, `stale` or `missing`."""
-    if job.run:
-        return progress.state(job.run)
-    there = metadata(executed(job, study))
-    if there is None:
-        return "missing"
-    return "complete" if there.get("inputs_sha256") == inputs_sha256(job, study) else "stale"
+    """A run's state as its records tell it, a chapter's as its executed copy does."""
+    return progress.state(job.run) if job.run else chapters.state(job, study)
+
+
+def why_stale(job: Job, study: str) -> str:
+    """Say in one sentence why what a stale job made is not what it would make today."""
+    if job.run is None:
+        return chapters.why_stale(job, study)
+    return progress.why_stale(job.run, RunFolder(progress.folder(job.run)).facts or {})
 
 
 def execute(job: Job, study: str) -> None:
@@ -101,7 +97,7 @@ def execute(job: Job, study: str) -> None:
     """
     out = executed(job, study)
     out.parent.mkdir(parents=True, exist_ok=True)
-    inputs = inputs_sha256(job, study)
+    made_by = {} if job.run else dict(made_by=chapters.made_by(job))
     try:
         kernel = dict(kernel_manager_class=Kernel, shutdown_kernel="immediate")  # its records are on disk: no farewell
         papermill.execute_notebook(source(job), out, job.parameters, progress_bar=False, **kernel)
@@ -114,40 +110,9 @@ def execute(job: Job, study: str) -> None:
     except (RuntimeError, OSError) as error:
         raise JobFailed(f"the notebook could not be executed: {error}") from None
     else:
-        stamp(out, inputs_sha256=inputs)
+        stamp(out, **made_by)
     finally:
         stamp(out)
-
-
-def stamp(path: Path, **facts: Any) -> None:
-    """Adds facts to an executed notebook's metadata, and takes out papermill's paths: copies look alike everywhere."""
-    if path.is_file():
-        notebook = nbformat.read(path, as_version=4)
-        for key in ("input_path", "output_path"):
-            notebook.metadata.get("papermill", {}).pop(key, None)
-        notebook.metadata.update(facts)
-        nbformat.write(notebook, path)
-
-
-def metadata(path: Path) -> dict[str, Any] | None:
-    """An executed notebook's metadata; None if there is none."""
-    return json.loads(path.read_text(encoding="utf-8"))["metadata"] if path.is_file() else None
-
-
-def inputs_sha256(job: Job, study: str) -> str:
-    """Of all that a chapter depends on: itself, its parameters, the library, `params/`, and the records it reads."""
-    folder = OUTPUTS / study
-    files = [source(job), *sorted((ROOT / "hybridlib").rglob("*.py")), *sorted(PARAMS.rglob("*.yaml"))]
-    if job.stage in READERS:
-        files += [*sorted(folder.rglob("runs/*/run.json")), *sorted(folder.glob("results/speed.json"))]
-        files += sorted(folder.glob("results/reliability.json"))
-    digest = hashlib.sha256(json.dumps(job.parameters, sort_keys=True).encode())
-    for path in files:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    if job.stage == "report":
-        before = [metadata(folder / "notebooks" / f"{CHAPTERS[stage]}.ipynb") for stage in STAGES if stage != "report"]
-        digest.update(json.dumps([chapter and chapter.get("inputs_sha256") for chapter in before]).encode())
-    return digest.hexdigest()
 
 
 def tidy(job: Job, study: str) -> None:

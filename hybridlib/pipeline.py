@@ -45,7 +45,8 @@ class Pipeline:
         return table
 
     def _from_records(self, job: Job, was: dict) -> tuple[str, float | str, str]:
-        if (state := execute.state(job, self.study.study)) in ("complete", "extendable"):
+        state = execute.state(job, self.study.study)
+        if state in ("complete", "extendable", "reads"):  # a chapter that reads was executed to its end by an earlier start
             return "complete", was.get("seconds", ""), ""
         if was.get("status") == "failed":
             return "failed", was["seconds"], was["message"]

@@ -1,5 +1,6 @@
 """How far a run is: what a plan needs to know before it starts one, and a run before it goes on."""
 
+import textwrap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,12 +70,15 @@ def other_parameters(run: Run, recorded: Any) -> str:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "parameters"
         return f"today's schema refuses its {where}: {first['msg'].removeprefix('Value error, ')}"
-    differ = differences(*(each.model_dump(exclude=DESCRIPTIONS) for each in (then, run)))
-    if not differ:
+    return difference(*(each.model_dump(exclude=DESCRIPTIONS) for each in (then, run)))
+
+
+def difference(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """Say in one sentence where two nested mappings differ first, and in how much more; empty if they are equal."""
+    if not (found := differences(then, now)):
         return ""
-    key, was, now = differ[0]
-    more = f", and {len(differ) - 1} more differ" if len(differ) > 1 else ""
-    return f"{key} was {was!r}, today's is {now!r}{more}"
+    key, was, is_now = found[0][0], *(textwrap.shorten(repr(value), 80, placeholder=" …") for value in found[0][1:])
+    return f"{key} was {was}, today's is {is_now}" + (f", and {len(found) - 1} more differ" if len(found) > 1 else "")
 
 
 def differences(then: dict[str, Any], now: dict[str, Any], above: str = "") -> list[tuple[str, Any, Any]]:

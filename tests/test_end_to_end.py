@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from hybridlib import report
-from hybridlib.plan import CHAPTERS, plan
+from hybridlib.plan import CHAPTERS, READERS, plan
 from hybridlib.records import RunFolder
 from hybridlib.studies import PARAMS, ROOT, load_study
 
@@ -130,13 +130,15 @@ def test_smoke_writes_the_pipelines_outcome(smoke):
     assert not list(smoke[0].rglob("checkpoint*")), "a complete run needs none"
 
 
-def test_smoke_is_skipped_when_complete(smoke, outputs):
+def test_what_smoke_computed_is_kept_and_what_reads_it_is_executed_again_to_the_same(smoke, outputs):
     folder, _ = smoke
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".ipynb", ".csv", ".json", ".pdf")}
-    del before[folder / "results" / "pipeline.csv"]
+    computing = [folder / "notebooks" / f"{chapter}.ipynb" for stage, chapter in CHAPTERS.items() if stage not in READERS]
+    kept = {path: path.stat().st_mtime_ns for path in [*folder.glob("runs/*/*"), *computing]}
+    reading = {path: path.read_bytes() for path in [folder / "notebooks" / f"{CHAPTERS[stage]}.ipynb" for stage in READERS]}
     status, said = finish(outputs, "--study", "smoke")
     assert status == 0 and "missing" not in said and "stale" not in said
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert [path.name for path in reading if path.read_bytes() != reading[path]] == []
 
 
 def test_one_stage_is_rebuilt_from_records_without_training(smoke, outputs):

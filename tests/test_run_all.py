@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import run_all
-from hybridlib import execute, live, pipeline, progress
+from hybridlib import chapters, execute, live, pipeline, progress
 from hybridlib.plan import CHAPTERS, STAGES, TRAINING, Job, estimated_s, plan
 from hybridlib.records import EvalRecord, RunFolder, StepRecord
 from hybridlib.studies import ROOT, load_study
@@ -146,33 +146,8 @@ def test_progress_is_read_from_whole_rows_of_this_start_only(tmp_path, monkeypat
     assert live.how_far(run, (records.path / "steps.csv").stat().st_mtime + 1) == "starting"
 
 
-def test_a_chapter_is_out_of_date_when_what_it_reads_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "OUTPUTS", tmp_path)
-    jobs = {job.stage: job for job in plan(SMOKE, "smoke") if not job.run}
-    for job in jobs.values():
-        assert execute.state(job, "smoke") == "missing"
-        out = execute.executed(job, "smoke")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(nbformat.read(execute.source(job), as_version=4), out)
-        execute.stamp(out, inputs_sha256=execute.inputs_sha256(job, "smoke"))
-        assert execute.state(job, "smoke") == "complete"
-    record = tmp_path / "smoke" / "runs" / "baseline-text-s42" / "run.json"
-    record.parent.mkdir(parents=True)
-    record.write_text("{}")
-    stale = {stage for stage, job in jobs.items() if execute.state(job, "smoke") == "stale"}
-    assert stale == {"benchmark", "memory", "ablation", "stress", "speed", "research", "failures", "report"}
-
-
-def test_executed_copies_name_no_folder_of_this_machine(tmp_path):
-    notebook = nbformat.v4.new_notebook(metadata={"papermill": {"input_path": "/a", "output_path": "/b", "duration": 1}})
-    nbformat.write(notebook, tmp_path / "x.ipynb")
-    execute.stamp(tmp_path / "x.ipynb", inputs_sha256="abc")
-    there = json.loads((tmp_path / "x.ipynb").read_text())["metadata"]
-    assert there == {"papermill": {"duration": 1}, "inputs_sha256": "abc"}
-
-
 def test_the_pipelines_outcome_keeps_what_is_still_true(tmp_path, monkeypatch):
-    for module in (pipeline, execute, progress):
+    for module in (pipeline, chapters, progress):
         monkeypatch.setattr(module, "OUTPUTS", tmp_path)
     first = pipeline.Pipeline(SMOKE, "smoke")
     jobs = plan(SMOKE, "smoke")

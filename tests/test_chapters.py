@@ -1,0 +1,132 @@
+"""Executed chapters: what makes one stale, what does not, and that copies of the same inputs look alike."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from hybridlib import chapters, studies
+from hybridlib.plan import READERS, Job, plan
+from hybridlib.studies import PARAMS, ROOT, load_study
+from hybridlib.training import NUMERICS
+
+SMOKE = load_study("smoke")
+JOBS = {job.stage: job for job in plan(SMOKE, "smoke", device="cpu") if not job.run}
+COMPUTING = [stage for stage in JOBS if stage not in READERS]
+
+
+@pytest.fixture(autouse=True)
+def own_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every chapter of the smoke study, as if it had been executed to its end."""
+    monkeypatch.setattr(chapters, "OUTPUTS", tmp_path)
+    for job in JOBS.values():
+        assert chapters.state(job, "smoke") == "missing"
+        out = chapters.executed(job, "smoke")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(chapters.source(job).read_text(encoding="utf-8"), encoding="utf-8")
+        assert chapters.state(job, "smoke") == "partial"
+        chapters.stamp(out, made_by=chapters.made_by(job))
+    return tmp_path
+
+
+def states() -> dict[str, str]:
+    return {stage: chapters.state(job, "smoke") for stage, job in JOBS.items()}
+
+
+def recorded(job: Job, **changes) -> None:
+    """Write changes into what a chapter says it was made by."""
+    path = chapters.executed(job, "smoke")
+    chapters.stamp(path, made_by=chapters.metadata(path)["made_by"] | changes)
+
+
+def test_what_computes_is_complete_and_what_reads_is_executed_again() -> None:
+    assert states() == {stage: "reads" if stage in READERS else "complete" for stage in JOBS}
+
+
+def test_records_and_unrelated_files_make_nothing_stale(own_outputs: Path, tmp_path: Path, monkeypatch) -> None:
+    record = own_outputs / "smoke" / "runs" / "baseline-text-s42" / "run.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    params = tmp_path / "params"
+    params.mkdir()
+    for path in PARAMS.glob("*.yaml"):
+        (params / path.name).write_text(path.read_text())
+    (params / "another.yaml").write_text("study: another")
+    for module in (studies, chapters):
+        monkeypatch.setattr(module, "PARAMS", params)
+    assert "stale" not in states().values()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("about:", "about: other words, of", ""),
+        ("seeds: [42, 43]", "seeds: [42, 44]", "study.seeds was [42, 43], today's is [42, 44]"),
+        ("steps: 60", "steps: 61", "study.steps was 60, today's is 61"),
+    ],
+)
+def test_settings_of_the_study_count_and_words_do_not(tmp_path: Path, monkeypatch, old: str, new: str, said: str) -> None:
+    text = (PARAMS / "smoke.yaml").read_text()
+    assert old in text
+    (tmp_path / "smoke.yaml").write_text(text.replace(old, new))
+    changed = load_study(str(tmp_path / "smoke.yaml"))
+    monkeypatch.setattr(chapters, "load_study", lambda name: changed)
+    assert {stage: chapters.why_stale(JOBS[stage], "smoke") for stage in COMPUTING} == dict.fromkeys(COMPUTING, said)
+
+
+def test_a_setting_newer_than_the_chapter_counts_as_at_its_default() -> None:
+    job = JOBS["phases"]
+    study = chapters.made_by(job)["study"]
+    del study["timing"]
+    recorded(job, study=study)
+    assert chapters.state(job, "smoke") == "complete"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(cells_sha256="other"), "the notebook's cells have changed"),
+        (dict(numerics=0), f"made under NUMERICS 0, today's is {NUMERICS}"),
+        (dict(parameters=dict(study="smoke", device="cuda:0")), "parameters.device was 'cuda:0', today's is 'cpu'"),
+        (dict(study=dict(colour="blue")), "today's schema refuses its study's study"),
+        (dict(study=None), "today's schema refuses its study's "),
+    ],
+)
+def test_one_sentence_says_why_a_chapter_is_stale(changes: dict, said: str) -> None:
+    recorded(JOBS["functionality"], **changes)
+    assert chapters.state(JOBS["functionality"], "smoke") == "stale"
+    assert chapters.why_stale(JOBS["functionality"], "smoke") == said
+
+
+def test_criteria_are_what_the_question_shows() -> None:
+    recorded(JOBS["question"], criteria={})
+    assert [stage for stage, state in states().items() if state == "stale"] == ["question"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"cells": []}', '{"metadata": 3}', "\udc80"])
+def test_a_copy_that_is_empty_or_cut_off_is_missing(content: str) -> None:
+    for job in JOBS.values():
+        chapters.executed(job, "smoke").write_bytes(content.encode("utf-8", "surrogateescape"))
+        chapters.stamp(chapters.executed(job, "smoke"))  # as at the end of an execution that was interrupted
+    assert set(states().values()) == {"missing"}
+
+
+def test_copies_name_no_folder_of_this_machine_and_no_time(tmp_path: Path) -> None:
+    times = dict(start_time="1", end_time="2", duration=1)
+    cell = nbformat.v4.new_code_cell(metadata=dict(execution={"iopub.busy": "1"}, papermill=times | dict(exception=False)))
+    given = nbformat.v4.new_code_cell(metadata=dict(tags=["injected-parameters"]))
+    notebook = nbformat.v4.new_notebook(cells=[cell, given], metadata=dict(papermill=times | dict(input_path="/a", output_path="/b")))
+    nbformat.write(notebook, tmp_path / "x.ipynb")
+    chapters.stamp(tmp_path / "x.ipynb", made_by="abc")
+    there = json.loads((tmp_path / "x.ipynb").read_text())
+    assert there["metadata"] == dict(papermill={}, made_by="abc")
+    assert [part["metadata"] for part in there["cells"]] == [dict(papermill=dict(exception=False)), dict(tags=["injected-parameters"])]
+    assert there["cells"][1]["id"] == "injected-parameters"
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpt2-small", "gpt2-medium"])
+def test_what_is_committed_was_made_by_what_is_there(monkeypatch, name: str) -> None:
+    monkeypatch.setattr(chapters, "OUTPUTS", ROOT / "outputs")
+    found = {job.stage: chapters.state(job, name) for job in plan(load_study(name), name) if not job.run}
+    assert found == {stage: "reads" if stage in READERS else "complete" for stage in found}
