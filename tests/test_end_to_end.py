@@ -105,7 +105,7 @@ def test_smoke_delivers_the_report_in_every_form(smoke):
     assert len(links) >= 8 and all((folder / link).is_file() for link in links)
     for link in links:
         assert (folder / link).with_suffix(".svg").is_file()
-    assert (folder / "report.tex").is_file() and len(list((folder / "tables").glob("*.tex"))) >= 5
+    assert (folder / "report.tex").is_file() and len(list((folder / "shown").glob("*.tex"))) >= 5
 
 
 def test_smoke_executed_every_notebook_and_none_names_this_machine(smoke):
@@ -144,13 +144,13 @@ def test_what_smoke_computed_is_kept_and_what_reads_it_is_executed_again_to_the_
 def test_one_stage_is_rebuilt_from_records_without_training(smoke, outputs):
     folder, _ = smoke
     records = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*")}
-    plots = sorted((folder / "plots").glob("*.svg"))
+    plots = sorted((folder / "shown").glob("*.svg"))
     for path in plots:
         path.unlink()
     status, said = finish(outputs, "--study", "smoke", "--only", "benchmark")
     assert status == 0, said[-3000:]
     assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*")} == records
-    assert len(list((folder / "plots").glob("*.svg"))) >= 4
+    assert len(list((folder / "shown").glob("*.svg"))) >= 4
 
 
 @pytest.mark.parametrize("name", ["gpt2-small", "gpt2-medium"])

@@ -1,5 +1,7 @@
 """Reading records: what is mixed is refused, what is missing or left out is named."""
 
+import json
+
 import pandas as pd
 import pytest
 
@@ -17,19 +19,42 @@ from hybridlib.analysis import load
 def test_a_mixture_is_refused_and_named(fake_study, facts, says) -> None:
     fake_study.rewrite("hold", 3, **facts)
     with pytest.raises(ValueError, match=says) as refused:
-        load.read(fake_study.name, fake_study.outputs)
+        load.read_records(fake_study.name, fake_study.outputs)
     assert "hold-text-s3" in str(refused.value)
 
 
 def test_runs_of_other_parameters_are_left_out_and_named(fake_study) -> None:
     older = fake_study.study.run("hold", "text", 3).model_dump() | dict(eval_every=7)
     fake_study.rewrite("hold", 3, parameters=older)
-    records = load.read(fake_study.name, fake_study.outputs)
+    records = load.read_records(fake_study.name, fake_study.outputs)
     assert records.left_out == ["hold-text-s3"]
     assert records.missing.why.tolist() == ["made with other parameters than the study's"]
 
 
 def test_data_sources_may_come_from_different_machines(fake_study) -> None:
-    runs = load.read(fake_study.name, fake_study.outputs).runs
+    runs = load.read_records(fake_study.name, fake_study.outputs).runs
     elsewhere = runs.assign(data="uniform", device="cuda: other", numerics=0)
     load.refuse_mixture(pd.concat([runs, elsewhere]))
+
+
+@pytest.mark.parametrize("file", ["run.json", "steps.csv", "evals.csv"])
+@pytest.mark.parametrize("checksums", [True, False])
+@pytest.mark.parametrize("content", ["", "{", "step,phase\n1", "\x00\xff"])
+def test_damaged_records_are_missing_and_the_others_are_there(fake_study, file, checksums, content) -> None:
+    run = fake_study.folder / "runs" / "hold-text-s3"
+    if not checksums:  # as runs were recorded before there were any
+        facts = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({k: v for k, v in facts.items() if k not in ("sha256", "files")}))
+    (run / file).write_text(content)
+    records = load.read_records(fake_study.name, fake_study.outputs)
+    assert records.missing[["arm", "seed", "why"]].values.tolist() == [["hold", 3, "its records are damaged"]]
+    assert len(records.runs) == 14 and records.left_out == []
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2", "\x00"])
+def test_results_that_are_cut_off_are_none(fake_study, content) -> None:
+    (fake_study.folder / "results").mkdir()
+    (fake_study.folder / "results" / "stress.csv").write_text(content)
+    records = load.read_records(fake_study.name, fake_study.outputs)
+    assert records.results("stress", ["test", "passed"]).columns.tolist() == ["test", "passed"]
+    assert load.facts_of(fake_study.folder / "results" / "stress.csv") == {}

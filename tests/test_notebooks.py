@@ -11,7 +11,7 @@ from hybridlib.plan import CHAPTERS, MEASURING, TRAINING
 from hybridlib.studies import ROOT
 
 NAMES = sorted([*CHAPTERS.values(), TRAINING])
-LINES = 15
+LINES = 30
 ABSOLUTE = re.compile(r"(?<![\w.:/])(?:/(?:bin|etc|home|mnt|opt|root|tmp|usr|var|work|Users)\b|[A-Z]:\\)")
 
 
@@ -65,27 +65,57 @@ def test_first_code_cell_holds_the_parameters(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_cells_are_short_and_define_nothing(name):
+def test_cells_are_short(name):
     for cell in code(read(name)):
         lines = cell.source.splitlines()
         assert len(lines) <= LINES, lines[0]
-        for node in ast.walk(ast.parse(cell.source)):
-            assert not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef), ast.unparse(node)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_chapter_writes_through_show_and_keep_alone(name):
+    """They write under the pipeline only: a chapter that is run by hand changes no file."""
+    source = "\n".join(cell.source for cell in code(read(name)))
+    assert not re.findall(r"\.to_csv\(|\bopen\(|\.write\w*\(|\.mkdir\(|\.save\(|\.unlink\(", source)
+
+
+def shown(name: str) -> list[ast.Call]:
+    calls = [node for cell in code(read(name)) for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
+    return [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "show"]
+
+
+def test_a_name_is_shown_by_one_chapter_and_the_report_shows_again_only_such():
+    made = [call.args[1].value for name in NAMES for call in shown(name) if len(call.args) > 1]
+    assert len(made) == len(set(made)), [name for name in set(made) if made.count(name) > 1]
+    again = {name: [call.args[0].value for call in shown(name) if len(call.args) == 1] for name in NAMES}
+    assert len(again["09_report"]) > 30 and not [wanted for names in again.values() for wanted in names if wanted not in made]
+
+
+def test_no_cell_of_the_report_stands_in_another_chapter():
+    def normal(cell: nbformat.NotebookNode) -> str:
+        return ast.unparse(ast.parse(cell.source)) if cell.cell_type == "code" else " ".join(cell.source.split())
+
+    def own(name: str) -> set[str]:
+        return {normal(cell) for cell in read(name).cells if "parameters" not in cell.metadata.get("tags", []) and not bare(cell)}
+
+    def bare(cell: nbformat.NotebookNode) -> bool:
+        return cell.cell_type == "markdown" and "\n" not in cell.source  # a heading
+
+    others = set().union(*(own(name) for name in NAMES if name != "09_report"))
+    assert not own("09_report") & others
+
+
+def test_the_report_has_no_paragraph_of_another_chapter():
+    def paragraphs(name: str) -> set[str]:
+        cells = [cell.source for cell in read(name).cells if cell.cell_type == "markdown"]
+        return {" ".join(text.split()) for cell in cells for text in cell.split("\n\n") if not text.startswith("#")}
+
+    assert not paragraphs("09_report") & set().union(*(paragraphs(name) for name in NAMES if name != "09_report"))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_path_of_one_machine(name):
     for cell in read(name).cells:
         assert not ABSOLUTE.search(cell.source), cell.source
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_figure_is_followed_by_how_to_read_it(name):
-    cells = read(name).cells
-    for cell, after in zip(cells, [*cells[1:], None]):
-        if cell.cell_type == "code" and re.search(r"^figure\(|^display\(figure\(", cell.source, re.M):
-            text = after is not None and (after.cell_type == "markdown" or "Markdown(" in after.source)
-            assert text and not after.source.startswith("#"), cell.source
 
 
 def test_the_path_pattern_finds_paths():

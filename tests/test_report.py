@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import altair as alt
@@ -14,19 +15,21 @@ from nbconvert.utils import pandoc
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from hybridlib import report
-from hybridlib.analysis.display import figure, table
-from hybridlib.analysis.figures_training import training_loss
-from hybridlib.sections import is_empty, without_empty
+from hybridlib.analysis.show import PIPELINE, made, save
+from hybridlib.sections import without_empty
 
 CHARACTERS = "α β γ η μ σ Δ × ≤ ≥ ≈ ± − – → ∞ √ ² ½ … “ ”"
 CAPTION = "Loss against step: 3 % & 5_000 tokens, Δ ≤ 1 %"
 TITLE = "A report of 100 % & more"
 
 
-def shown(content: object) -> nbformat.NotebookNode:
-    """A cell that displays this, with outputs as a kernel sends them."""
-    data, metadata = DisplayFormatter().format(content)
-    return new_code_cell("hidden_code()", outputs=[new_output("display_data", data=data, metadata=metadata)])
+def shown(content: object, name: str, caption: str, folder: Path) -> nbformat.NotebookNode:
+    """A cell of the report that shows what a chapter saved, with outputs as a kernel sends them."""
+    one = made(content, name, caption, "Read it so.", "06_benchmark")
+    save(one, folder / "shown", content)
+    formats = [DisplayFormatter().format(part) for part in (one.displayed(), one.said(link=True))]
+    outputs = [new_output("display_data", data=data, metadata=metadata) for data, metadata in formats]
+    return new_code_cell("hidden_code()", outputs=outputs)
 
 
 def notebook(folder: Path, *cells: nbformat.NotebookNode) -> Path:
@@ -38,20 +41,23 @@ def notebook(folder: Path, *cells: nbformat.NotebookNode) -> Path:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory) -> Path:
+def study(tmp_path_factory) -> Iterator[Path]:
     """A study's folder with the report of every kind of content that the display contract knows."""
     folder = tmp_path_factory.mktemp("outputs") / "a study"
+    patched = pytest.MonkeyPatch()
+    patched.setenv(PIPELINE, "06_benchmark")
     losses = pd.DataFrame({"step": range(20), "loss": [5 - 0.1 * step for step in range(20)], "arm": ["a", "b"] * 10})
     chart = alt.Chart(losses, width=400, height=200).mark_line().encode(x="step", y="loss", color="arm")
     frame = pd.DataFrame({"arm": ["memory_optimized", "hold"], "Δloss (%)": ["0.5 ± 0.1", "<script>5 & 6"]})
     cells = [
         new_markdown_cell(f"## Summary of {CHARACTERS}\n\nPlain `code_α` and $p < \\alpha$; **C1**.\n\n| a | b |\n|--|--|\n| 1 | 2 |"),
-        shown(figure(chart, "loss", CAPTION, folder)),
-        shown(figure(chart, "again", "A second figure", folder)),
-        shown(table(frame, "arms", "Arms & more", folder)),
+        shown(chart, "loss", CAPTION, folder),
+        shown(chart, "again", "A second figure", folder),
+        shown(frame, "arms", "Arms & more", folder),
     ]
     assert report.export(folder, notebook(folder, *cells)) == []
-    return folder
+    yield folder
+    patched.undo()
 
 
 def pdf_text(folder: Path) -> str:
@@ -107,7 +113,7 @@ def test_html_holds_text_formulas_and_captions_and_no_code(study):
 def test_markdown_links_the_plots_by_relative_paths(study):
     text = (study / report.MARKDOWN).read_text()
     links = re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
-    assert links == ["plots/loss.png", "plots/again.png"]
+    assert links == ["shown/loss.png", "shown/again.png"]
     assert all((study / link).is_file() for link in links)
     assert text.lstrip().startswith(f"# {TITLE}") and "| memory_optimized |" in text
     assert "hidden_code" not in text
@@ -151,16 +157,17 @@ def test_without_pandoc_there_is_markdown_still(tmp_path, monkeypatch):
 
 
 def test_what_has_no_records_is_left_out_with_its_reading_and_its_section(tmp_path: Path) -> None:
-    nothing = shown(table(pd.DataFrame(columns=["arm"]), "none", "Nothing", tmp_path))
-    something = shown(table(pd.DataFrame({"arm": ["hold"]}), "one", "Something", tmp_path))
-    reading = new_markdown_cell("Read it so.")
-    first = [new_markdown_cell("## Kept"), something, reading, nothing, reading]
-    second = [new_markdown_cell("### Not run\n\nWith an introduction."), nothing, reading, nothing]
+    nothing = shown(pd.DataFrame(columns=["arm"]), "none", "Nothing", tmp_path)
+    something = shown(pd.DataFrame({"arm": ["hold"]}), "one", "Something", tmp_path)
+    both = new_code_cell("", outputs=[*nothing.outputs, *something.outputs])
+    words = new_markdown_cell("Words.")
+    first = [new_markdown_cell("## Kept"), something, words, nothing, both]
+    second = [new_markdown_cell("### Not run\n\nWith an introduction."), nothing, nothing]
     third = [new_markdown_cell("## Words alone")]
-    assert without_empty([*first, *second, *third]) == [*first[:3], *third]
+    found = without_empty([*first, *second, *third])
+    assert found == [*first[:3], new_code_cell("", id=both.id, outputs=something.outputs), *third]
 
 
-def test_a_figure_of_no_records_is_empty_and_one_of_some_is_not(tmp_path: Path) -> None:
-    losses = pd.DataFrame({"arm": ["hold"], "data": "text", "seed": 1, "step": [1], "real": 1, "loss": [4.0]})
-    full = [shown(figure(training_loss(frame), "loss", "Loss", tmp_path)) for frame in (losses, losses.head(0))]
-    assert [is_empty(cell) for cell in full] == [False, True]
+def test_a_report_of_damaged_records_is_dated_by_the_others(fake_study) -> None:
+    (fake_study.folder / "runs" / "hold-text-s3" / "run.json").write_text("{")
+    assert f"{report.last_record(fake_study.folder):%Y-%m-%d}" == "2026-01-01"

@@ -6,9 +6,11 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from hybridlib.analysis import peers, tables_research
-from hybridlib.analysis.load import read
+from chapter import run_chapter
+
+from hybridlib.analysis.load import read_records
 from hybridlib.analysis.research import COLUMNS, RATIOS, REFERENCE, Research, with_baselines
+from hybridlib.records import RunFolder
 
 
 def curve(*losses: float) -> pd.DataFrame:
@@ -70,34 +72,53 @@ def research() -> Research:
     return Research(with_baselines(pd.DataFrame(rows), evals), [])
 
 
-def test_failures_are_what_ends_behind_the_frozen_settings_the_worst_first() -> None:
-    assert tables_research.failed(research()).tried.tolist() == ["predictor linear", "gain: gain=9"]
+def test_failures_are_what_ends_behind_the_frozen_settings_the_worst_first(fake_study, monkeypatch) -> None:
+    executed = run_chapter("11_failures", fake_study, monkeypatch, found=research(), share="0.6")
+    assert executed.shown["failures"].frame.tried.tolist() == ["predictor linear", "gain: gain=9"]
+    assert "Worse than hold at a predicted share of 0.6: linear." in executed.said
 
 
-def test_the_tuning_table_names_the_best() -> None:
-    row = tables_research.tuned(research()).iloc[0]
-    assert (row["settings tried"], row.best, row["loss, best"]) == (2, "gain=2, momentum=0.5", "2.100")
+def test_the_tuning_table_names_the_best(fake_study, monkeypatch) -> None:
+    executed = run_chapter("10_research", fake_study, monkeypatch, found=research())
+    row = executed.shown["tuned"].frame.iloc[0]
+    assert (row["settings tried"], row.best, row["loss, best"]) == ("2", "gain=2, momentum=0.5", "2.100")
+    assert not executed.shown["ablations"].empty and not executed.shown["tradeoff"].empty
 
 
-def test_peers_stand_beside_the_same_seeds_arm(fake_study) -> None:
-    records = read(fake_study.name, fake_study.outputs)
+def test_peers_stand_beside_the_same_seeds_arm(fake_study, monkeypatch) -> None:
+    records = read_records(fake_study.name, fake_study.outputs)
     runs = records.runs.copy()
     runs.loc[runs.arm == "sham", "role"] = "peer"
-    found = peers.against(replace(records, runs=runs), "hybrid", "text")
-    mine = runs[runs.arm == "hybrid"].set_index("seed")
-    theirs = runs[runs.arm == "sham"].set_index("seed")
-    for row in found.itertuples():
+    executed = run_chapter("10_research", fake_study, monkeypatch, records=replace(records, runs=runs))
+    mine, theirs = (runs[runs.arm == arm].set_index("seed") for arm in ("hybrid", "sham"))
+    for row in executed.names["against"].itertuples():
         assert row.behind_pct == pytest.approx(100 * (theirs.held_out_loss[row.seed] / mine.held_out_loss[row.seed] - 1))
         assert row.time_ratio == pytest.approx(theirs.train_s[row.seed] / mine.train_s[row.seed])
-    assert peers.table(found)["hybrid better in"].tolist() == ["3 of 3"]
+    assert executed.shown["peers"].frame["hybrid better in"].tolist() == ["3 of 3"]
 
 
-def test_ways_to_flatten_are_held_to_the_frozen_one_seed_by_seed() -> None:
+def test_ways_to_flatten_are_held_to_the_frozen_one_seed_by_seed(fake_study, monkeypatch) -> None:
     rows = [trial("flattening", name, loss, 20, steps=60) | dict(seed=seed, equivalents=equivalents) for name, seed, loss, equivalents in (
         ("spectral-5", 1, 4.0, 24), ("spectral-5", 2, 5.0, 24), ("polar-3", 1, 4.5, 22), ("polar-3", 2, 3.75, 22))]
     baseline = trial("flattening", "baseline", 4.5, 60, steps=60, predictor=None)
     found = Research(pd.DataFrame([*rows, baseline]), [])
-    table = tables_research.flattening({"here": found, "elsewhere": replace(found, trials=found.trials.head(0))})
+    nothing = replace(found, trials=found.trials.head(0))
+    table = run_chapter("10_research", fake_study, monkeypatch, found=found, lengths=nothing).shown["flattening"].frame
     assert table["predictor-iterations"].tolist() == ["spectral-5", "polar-3"]
     assert table["against spectral-5 (%)"].tolist() == ["0, 0", "+12.5, −25"]
     assert table["a predicted step, in real ones"].tolist() == ["0.100", "0.0500"]
+
+
+@pytest.mark.parametrize("steps", [1000, 40])
+def test_gains_by_size_are_of_like_runs_alone(fake_study, monkeypatch, steps) -> None:
+    alike = dict(steps=steps, tokens_a_step=64, tokenizer_vocab=512)
+    executed = run_chapter("10_research", fake_study, monkeypatch, alike=alike) if steps == 40 else run_chapter("10_research", fake_study, monkeypatch)
+    gains = executed.names["gains"]
+    if steps == 1000:
+        assert gains.empty and executed.shown["by_size"].empty
+        return
+    assert sorted(gains.seed.unique()) == [1, 2, 3] and set(gains.arm) == {"hybrid", "hold"}
+    hybrid, plain = (RunFolder(fake_study.folder / "runs" / f"{arm}-text-s1").facts["summary"] for arm in ("hybrid", "baseline"))
+    mine = gains[(gains.seed == 1) & (gains.arm == "hybrid")].delta_pct.iloc[0]
+    assert mine == pytest.approx(100 * (hybrid["held_out_loss"] / plain["held_out_loss"] - 1))
+    assert (gains[gains.arm == "hold"].delta_pct > 1).all()

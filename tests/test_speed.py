@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from chapter import run_chapter
 
-from hybridlib.analysis import speed
 from hybridlib.config import Run
 from hybridlib.speed.contenders import Hybrid, HuggingFace, SameParts
 from hybridlib.speed.machine import subnormal_slowdown
@@ -81,10 +81,11 @@ def test_a_product_with_subnormal_elements_is_timed_against_one_without() -> Non
     assert 0.2 < subnormal_slowdown(CPU, side=64, every=8, repeats=3) < 1000
 
 
-def test_a_summary_without_measurements_has_empty_cells_and_with_them_the_quartiles(tmp_path: Path) -> None:
-    assert set(speed.summary(speed.read(tmp_path)).here) == {""}
+def test_a_summary_without_measurements_has_empty_cells_and_with_them_the_quartiles(fake_study, monkeypatch) -> None:
+    assert set(run_chapter("12_speed", fake_study, monkeypatch).shown["speed_ratios"].frame.here) == {""}
     found = numbers({"hybrid_overhead": Spread(1.01, 1.0, 1.02)})
-    assert speed.with_spread(found, "hybrid_overhead") == "1.01 [1, 1.02]"
+    frame = run_chapter("12_speed", fake_study, monkeypatch, ratios=found).table("speed_ratios", "ratio")
+    assert frame.here["a real step of hybrid over a bare loop's with the same parts"] == "1.01 [1, 1.02]"
 
 
 def test_offloading_is_timed_with_the_state_at_home_and_leaves_it_as_it_was() -> None:

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 
 from hybridlib.analysis import load, stress
-from hybridlib.records import Checks
+from hybridlib.analysis.results import Evidence
 
 
 def stress_steps(losses, events) -> pd.DataFrame:
@@ -40,6 +40,6 @@ def test_finishing_needs_finite_losses_and_half_the_throughput() -> None:
 
 
 def test_a_test_without_a_run_leaves_no_result(fake_study) -> None:
-    checks = Checks(fake_study.folder, "stress")
-    said = stress.judge(load.read(fake_study.name, fake_study.outputs), "ST-1", checks)
-    assert "was not run" in said and not checks.path.exists()
+    evidence = Evidence(fake_study.folder, "stress")
+    said = stress.judge(load.read_records(fake_study.name, fake_study.outputs), "ST-1", evidence)
+    assert "was not run" in said and evidence.rows == []
