@@ -27,7 +27,7 @@ def shown(content: object, name: str, caption: str, folder: Path) -> nbformat.No
     """A cell of the report that shows what a chapter saved, with outputs as a kernel sends them."""
     one = made(content, name, caption, "Read it so.", "06_benchmark")
     save(one, folder / "shown", content)
-    formats = [DisplayFormatter().format(part) for part in (one.displayed(), one.said(link=True))]
+    formats = [DisplayFormatter().format(part) for part in (one.displayed, one.said(link=True))]
     outputs = [new_output("display_data", data=data, metadata=metadata) for data, metadata in formats]
     return new_code_cell("hidden_code()", outputs=outputs)
 

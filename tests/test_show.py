@@ -105,7 +105,7 @@ def test_a_figure_needs_to_be_read(show) -> None:
 
 
 def forms(frame: pd.DataFrame) -> Displayed:
-    return made(frame, "name", CAPTION, "", "").displayed()
+    return made(frame, "name", CAPTION, "", "").displayed
 
 
 def test_a_table_is_escaped_in_every_format(show, tmp_path) -> None:

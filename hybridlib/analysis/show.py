@@ -4,8 +4,9 @@ import html
 import json
 import os
 import re
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from textwrap import wrap
@@ -82,8 +83,9 @@ class Shown:
     def frame(self) -> pd.DataFrame:
         return pd.DataFrame(self.content["rows"], columns=self.content["columns"])
 
+    @cached_property
     def displayed(self) -> Displayed:
-        """Return every form that a reader may meet it in."""
+        """Every form that a reader may meet it in."""
         if self.kind == "text":
             return Displayed({"text/markdown": self.content, "text/plain": self.content}, empty=self.empty)
         if self.kind == "table":
@@ -143,7 +145,7 @@ class Show:
 
 
 def show_parts(shown: Shown, link: bool) -> None:
-    IPython.display.display(*filter(None, [shown.displayed(), shown.said(link)]))
+    IPython.display.display(*filter(None, [shown.displayed, shown.said(link)]))
 
 
 def made(content: alt.TopLevelMixin | pd.DataFrame | str, name: str, caption: str, reading: str, chapter: str) -> Shown:
@@ -164,11 +166,11 @@ def save(shown: Shown, folder: Path, content: alt.TopLevelMixin | pd.DataFrame |
     file = folder / f"{shown.name}.json"
     keep(file, json.dumps(asdict(shown), ensure_ascii=False, indent=1) + "\n")
     if shown.kind == "table":
-        keep(file.with_suffix(".tex"), shown.displayed().bundle["text/latex"] + "\n")
+        keep(file.with_suffix(".tex"), shown.displayed.bundle["text/latex"] + "\n")
         keep(file.with_suffix(".csv"), content.to_csv(index=False))
     elif shown.kind == "figure":
         keep(file.with_suffix(".svg"), vlc.vegalite_to_svg(shown.content))
-        file.with_suffix(".png").write_bytes(picture(shown.content)[0])
+        file.with_suffix(".png").write_bytes(b64decode(shown.displayed.bundle["image/png"]))
         file.with_suffix(".pdf").write_bytes(vlc.vegalite_to_pdf(shown.content))
 
 
