@@ -64,6 +64,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (item.path.name == "test_end_to_end.py") != side_by_side)
 
 
+torch.set_num_threads(1)  # tensors here are tiny, and others share the cores
+
 ARMS = ["baseline", "hybrid", "memory_optimized", "hold", "sham"]
 SEEDS = [1, 2, 3]
 STUDY = dict(

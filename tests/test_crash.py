@@ -16,9 +16,10 @@ from tiny import run, same_run
 
 from hybridlib import progress
 from hybridlib.config import Run
+from hybridlib.method.offload import OptimizerOffload
 from hybridlib.records import RunFolder, RunInUse
 from hybridlib.studies import ROOT, load_study
-from hybridlib.training import checkpoint, experiment, memory, trainer
+from hybridlib.training import checkpoint, experiment, trainer
 
 PLACES = ("warmup", "full", "predict", "correct", "checkpoint", "jump", "offload", "records")
 STEPS = 120
@@ -50,8 +51,8 @@ def train_until_killed(settings: str, outputs: Path, place: str, nth: int, delay
     trainer.HybridTrainer.step = lambda self, *given: (here(str(self.state.phase)), step(self, *given))[1]
     watch(trainer.HybridTrainer, "_jump", "jump")
     watch(checkpoint.CheckpointFile, "save", "checkpoint")
-    watch(memory.PredictAware, "leave", "offload")
-    watch(memory.PredictAware, "come_back", "offload")
+    watch(OptimizerOffload, "offload", "offload")
+    watch(OptimizerOffload, "restore", "offload")
     watch(RunFolder, "flush", "records")
     experiment.train(Run.model_validate_json(settings), "cpu")
 

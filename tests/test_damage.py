@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from tiny import run, same_run
 
 from hybridlib import progress
+from hybridlib.method.offload import TensorStore
 from hybridlib.records import RunFolder, StorageError, mark, write_atomically
 from hybridlib.training import experiment, tensor_file
 from hybridlib.training.checkpoint import CheckpointFile
-from hybridlib.method.offload import TensorStore
 
 STEPS = 120
 
@@ -67,7 +67,7 @@ def regions(path: Path, chance: random.Random) -> list[int]:
 
 def test_a_flipped_bit_or_a_cut_anywhere_is_found(tmp_path: Path, measured) -> None:
     path, chance = tmp_path / "x.safetensors", random.Random(0)
-    tensor_file.write(path, {"a": torch.randn(9, 7), "b": torch.arange(5), "c": torch.randn(3).bfloat16()}, dict(x=1))
+    tensor_file.write(path, {"a": torch.randn(9, 7), "b": torch.arange(5), "c": torch.randn(3).bfloat16(), "x": 1})
     sound, missed = path.read_bytes(), 0
     places = regions(path, chance)
     for place in places:
@@ -84,11 +84,20 @@ def test_a_flipped_bit_or_a_cut_anywhere_is_found(tmp_path: Path, measured) -> N
 
 def test_what_is_written_is_read_back_and_is_a_safetensors_file(tmp_path: Path) -> None:
     tensors = {"a": torch.randn(9, 7).T, "empty": torch.zeros(0), "one": torch.tensor(3), "c": torch.randn(3).bfloat16()}
-    tensor_file.write(tmp_path / "x.safetensors", tensors, dict(x=[1, "ü"]))
-    back, facts = tensor_file.read(tmp_path / "x.safetensors")
-    assert facts == dict(x=[1, "ü"]) and set(back) == set(tensors)
+    facts = dict(x=[1, "ü"], pair=(None, {0: 2.5, "0": True}))
+    tensor_file.write(tmp_path / "x.safetensors", tensors | dict(facts=facts))
+    back = tensor_file.read(tmp_path / "x.safetensors")
+    assert back.pop("facts") == facts and set(back) == set(tensors)
     for name, tensor in load_file(tmp_path / "x.safetensors").items():
         assert torch.equal(tensor, tensors[name]) and torch.equal(back[name], tensors[name])
+
+
+def test_tensors_whose_names_would_read_alike_are_kept_apart(tmp_path: Path) -> None:
+    state = {"a.b": torch.ones(1), "a": {"b": torch.zeros(1), 0: torch.full((1,), 2.0), "0": torch.full((1,), 3.0)}, "": torch.ones(2)}
+    tensor_file.write(tmp_path / "x.safetensors", state)
+    for back in (tensor_file.read(tmp_path / "x.safetensors"), tensor_file.copied(state)):
+        found = [back["a.b"], *back["a"].values(), back[""]]
+        assert [tensor.tolist() for tensor in found] == [[1.0], [0.0], [2.0], [3.0], [1.0, 1.0]]
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(monkeypatch) -> None:
@@ -109,7 +118,7 @@ def test_a_damaged_csv_of_a_run_that_was_cut_off_gives_way_to_an_earlier_state(m
     whole = run(study="whole", steps=STEPS)
     experiment.train(whole, "cpu")
     folder = stopped("cut", monkeypatch)
-    previous = tensor_file.read(folder / "checkpoint.previous.safetensors")[1]["files"]["steps.csv"][0]
+    previous = tensor_file.read(folder / "checkpoint.previous.safetensors")["beside"]["files"]["steps.csv"][0]
     for study, place, resumed in (("late", previous + 30, True), ("early", 200, False)):
         folder = stopped(study, monkeypatch)
         content = bytearray((folder / "steps.csv").read_bytes())
@@ -170,21 +179,21 @@ def in_a_child(work) -> int:
 
 def test_a_write_that_fails_says_path_and_bytes_and_earlier_results_stay(tmp_path: Path) -> None:
     file = CheckpointFile(tmp_path / "checkpoint.safetensors", dict, {})
-    file.save({"x": torch.ones(10)}, dict(step=1))
+    file.save({"x": torch.ones(10), "step": 1})
 
     def beyond_the_limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         with pytest.raises(StorageError, match=r"checkpoint.safetensors: 4,000,000 bytes could not be written: File too large; .* free"):
-            file.save({"x": torch.ones(1_000_000)}, dict(step=2))
-        with pytest.raises(StorageError, match="4,000,000 bytes could not be written"):
-            Store(tmp_path).put("x", torch.ones(1_000_000))
+            file.save({"x": torch.ones(1_000_000), "step": 2})
+        with pytest.raises(OSError, match="4,000,000 bytes could not be written: File too large; .* bytes are free there"):
+            TensorStore(tmp_path).put("x", torch.ones(1_000_000))
         with pytest.raises(StorageError, match="x.json: 2,000,000 bytes"):
             write_atomically(tmp_path / "x.json", "y" * 2_000_000)
 
     write_atomically(tmp_path / "x.json", "before")
     assert in_a_child(beyond_the_limit) == 0
-    assert file.load()[1] == dict(step=1) and (tmp_path / "x.json").read_text() == "before"
+    assert file.load()["step"] == 1 and (tmp_path / "x.json").read_text() == "before"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.safetensors", "x.json"]
 
 

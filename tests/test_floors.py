@@ -1,29 +1,46 @@
-"""The project's floors, read from its imports: they go down only, and what must not know torch doesn't."""
+"""The project's floors, read from its imports: they go down only, and what must not know torch doesn't.
+
+The lowest is the method: an optimizer on torch and numpy. `import hybridlib` alone loads nothing of it.
+"""
 
 import ast
+import json
+import subprocess
+import sys
 from graphlib import TopologicalSorter
+from typing import Any, Iterator
 
 import nbformat
 import pytest
 
+import hybridlib
 from hybridlib.studies import ROOT
 
 SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in [ROOT / "run_all.py", *sorted((ROOT / "hybridlib").rglob("*.py"))]
 }
+DOORS = {f"hybridlib.{name}": f"hybridlib.method.{home}" for name, home in hybridlib._HOME.items()}  # `from hybridlib import Ridge`
+
+
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """All of a syntax tree but what stands under `if TYPE_CHECKING`, which is read by tools alone."""
+    yield node
+    checking = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    for child in node.orelse if checking else ast.iter_child_nodes(node):
+        yield from executed(child)
 
 
 def imported(code: str) -> set[str]:
     """Full names of what a source imports; `from a import b` is a.b where that is a module of the project."""
     found = set()
-    for node in ast.walk(ast.parse(code)):
+    for node in executed(ast.parse(code)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             names = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in SOURCES else node.module for name in names}
+            found |= {name if name in SOURCES else DOORS.get(name, node.module) for name in names}
     return found
 
 
@@ -44,6 +61,15 @@ def within(package: str, names: set[str]) -> set[str]:
     return {name for name in names if name == package or name.startswith(f"{package}.")}
 
 
+def knows(name: str, known: set[str]) -> bool:
+    """Whether these modules are among what is known; of `hybridlib.training` itself, which holds a number, all may know."""
+    return bool(within(name, known) - {"hybridlib.training"})
+
+
+def test_the_number_of_the_numerics_stands_on_nothing():
+    assert GRAPH["hybridlib.training"] == set()
+
+
 def test_imports_have_no_cycle():
     """Floors exist: raises CycleError, naming the modules, if two stand on each other. The command is the roof."""
     TopologicalSorter(GRAPH).prepare()
@@ -53,13 +79,51 @@ def test_imports_have_no_cycle():
 def test_analysis_knows_neither_torch_nor_training():
     known = reached(within("hybridlib.analysis", set(SOURCES)))
     for package in ("torch", "transformers", "safetensors", "hybridlib.training"):
-        assert not within(package, known), package
+        assert not knows(package, known), package
 
 
 def test_training_knows_no_analysis():
     known = reached(within("hybridlib.training", set(SOURCES)))
     for package in ("hybridlib.analysis", "altair", "papermill", "nbconvert", "scipy"):
-        assert not within(package, known), package
+        assert not knows(package, known), package
+
+
+@pytest.mark.parametrize("name", sorted(within("hybridlib.method", set(SOURCES))))
+def test_the_method_stands_on_torch_and_numpy_alone(name):
+    """It can be taken out of the study as a folder."""
+    ours = within("hybridlib", GRAPH[name])
+    assert ours == within("hybridlib.method", ours), "of the project it knows itself alone"
+    others = {module.split(".")[0] for module in GRAPH[name] - ours} - sys.stdlib_module_names
+    assert others <= {"torch", "numpy"}
+
+
+@pytest.mark.parametrize("name", ["guards", "schedule", "settings"])
+def test_what_needs_no_tensor_knows_no_torch(name):
+    assert not {"torch", "numpy"} & {module.split(".")[0] for module in reached({f"hybridlib.method.{name}"})}
+
+
+DOOR = "from hybridlib import *"
+HEAVY = ["torch", "transformers", "pandas", "pydantic", "schedulefree"]
+
+
+def in_a_fresh_process(code: str) -> Any:
+    """Run code, and return what it prints as JSON."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "code, loads", [("import hybridlib", []), ("from hybridlib import HybridOptimizer", ["torch"]), (DOOR, ["torch"])]
+)
+def test_the_door_loads_what_is_asked_for_and_no_more(code, loads):
+    loaded = in_a_fresh_process(f"{code}; import json, sys; print(json.dumps([m for m in {HEAVY} if m in sys.modules]))")
+    assert loaded == loads
+
+
+def test_everything_behind_the_door_takes_a_fifth_of_a_second_over_torch():
+    clock = f"import torch, time, json; a = time.perf_counter(); {DOOR}; print(json.dumps(time.perf_counter() - a))"
+    assert min(in_a_fresh_process(clock) for _ in range(3)) <= 0.2, "the least of three: others share the machine"
 
 
 @pytest.mark.parametrize("name", [n for n in SOURCES if n.count(".") < 2 and not n.endswith(("training", "analysis"))])
@@ -67,7 +131,7 @@ def test_the_ground_floor_stands_on_itself(name):
     """Parameters, records, plan and command: without torch, and knowing neither of the two that stand on them."""
     known = reached({name})
     for package in ("torch", "transformers", "hybridlib.training", "hybridlib.analysis"):
-        assert not within(package, known), package
+        assert not knows(package, known), package
 
 
 @pytest.mark.parametrize("name", ["00_question", "06_benchmark", "07_stress", "08_ablation", "09_report"])
@@ -76,4 +140,4 @@ def test_chapters_that_argue_read_records_alone(name):
     direct = set().union(*(imported(cell.source) for cell in notebook.cells if cell.cell_type == "code"))
     known = direct | reached(direct)
     for package in ("torch", "transformers", "hybridlib.training"):
-        assert not within(package, known), package
+        assert not knows(package, known), package

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hybridlib.training.memory import PredictAware, give_back
-from hybridlib.method.offload import TensorStore
+from hybridlib.method.offload import OptimizerOffload, TensorStore
+from hybridlib.training.memory import give_back
 from hybridlib.training.meter import Meter
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
@@ -15,7 +15,7 @@ on_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
 @pytest.mark.parametrize("shape", [(), (1,), (3, 5), (0,), (64, 1024)])
 def test_a_store_gives_back_what_it_was_given(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    store, tensor = Store(), (torch.randn(shape) * 100).to(dtype)
+    store, tensor = TensorStore(), (torch.randn(shape) * 100).to(dtype)
     store.put("x", tensor)
     kept = tensor.clone()
     tensor.add_(1)
@@ -25,7 +25,7 @@ def test_a_store_gives_back_what_it_was_given(dtype: torch.dtype, shape: tuple[i
 
 
 def test_a_cleared_store_is_empty_and_usable() -> None:
-    store = Store()
+    store = TensorStore()
     store.put("x", torch.ones(3))
     store.clear()
     assert "x" not in store
@@ -39,12 +39,12 @@ def test_the_optimizers_state_comes_back_bit_for_bit() -> None:
     model(torch.randn(3, 50)).sum().backward()
     optimizer.step()
     before = [v.clone() for s in optimizer.state.values() for v in s.values()]
-    policy = PredictAware(optimizer)
-    policy.leave()
+    away = OptimizerOffload(optimizer)
+    away.offload()
     assert sum(v.numel() for s in optimizer.state.values() for v in s.values() if v.ndim) == 0
     assert all(p.grad is None for p in model.parameters())
-    policy.come_back()
-    policy.come_back()
+    away.restore()
+    away.restore()
     after = [v for s in optimizer.state.values() for v in s.values()]
     assert len(after) == len(before) and all(torch.equal(a, b) for a, b in zip(after, before))
 
@@ -60,8 +60,8 @@ def test_memory_away_is_not_resident() -> None:
     give_back()
     meter.enter_phase()
     at_home = meter.peak_mb()
-    policy = PredictAware(optimizer)
-    policy.leave()
+    away = OptimizerOffload(optimizer)
+    away.offload()
     meter.enter_phase()
     assert at_home - meter.peak_mb() == pytest.approx(320, abs=20)
 

@@ -1,14 +1,17 @@
 """Every optimizer trains, is saved and restored bit for bit, and Muon and Adam share the parameters between them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from hybridlib.config import Model, Optimizer
-from hybridlib.training.checkpoint import load_optimizer, optimizer_counters, optimizer_tensors
+from hybridlib.method.wrapping import forget_moments
+from hybridlib.training import tensor_file
+from hybridlib.training.average import WeightAverage
 from hybridlib.training.models import build, loss_fn
-from hybridlib.training.optimizers import after_jump, make_optimizer, parts, set_learning_rate
-from hybridlib.training.read_out import ReadOut
+from hybridlib.training.optimizers import make_optimizer, set_learning_rate
 
 NAMES = ["adam", "muon", "schedule_free", "lookahead"]
 SIZES = Model(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=32)
@@ -39,29 +42,28 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_learns(name: str) -> None:
     model = build(SIZES, 1)
-    before = float(loss_fn(model, batch(0)))
+    before = loss_fn(model, batch(0)).item()
     optimizer = make_optimizer(Optimizer(name=name, lr=3e-3), model)
     take(model, optimizer, range(30))
-    with ReadOut().applied(list(model.named_parameters()), optimizer):
-        assert float(loss_fn(model, batch(0))) < before - 0.2
+    with WeightAverage().applied(list(model.named_parameters()), optimizer):
+        assert loss_fn(model, batch(0)).item() < before - 0.2
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_restored_optimizer_goes_on_bitwise(name: str) -> None:
+def test_a_restored_optimizer_goes_on_bitwise(name: str, tmp_path: Path) -> None:
     settings = Optimizer(name=name, lr=3e-3, lr_warmup_steps=4, lr_decay=0.5)
     model = build(SIZES, 1)
     optimizer = make_optimizer(settings, model)
     take(model, optimizer, range(7), settings)
-    named = list(model.named_parameters())
-    saved = {k: v.clone() for k, v in optimizer_tensors(optimizer, named).items()}
-    counters, there = optimizer_counters(optimizer), weights(model)
+    tensor_file.write(tmp_path / "saved", optimizer.state_dict())
+    there = weights(model)
     take(model, optimizer, range(7, 20), settings)
     other = build(SIZES, 2)
     with torch.no_grad():
         for weight, value in zip(other.parameters(), there):
             weight.copy_(value)
     restored = make_optimizer(settings, other)
-    load_optimizer(restored, list(other.named_parameters()), saved, counters)
+    restored.load_state_dict(tensor_file.read(tmp_path / "saved"))
     take(other, restored, range(7, 20), settings)
     assert same(weights(model), weights(other))
 
@@ -75,7 +77,7 @@ def test_adam_here_is_torchs_adam() -> None:
 
 def test_muon_has_the_matrices_and_adam_the_rest_each_once() -> None:
     model = build(SIZES, 1)
-    muon, adam = parts(make_optimizer(Optimizer(name="muon"), model))
+    muon, adam = make_optimizer(Optimizer(name="muon"), model).parts
     theirs = [[p for g in part.param_groups for p in g["params"]] for part in (muon, adam)]
     assert all(p.ndim == 2 for p in theirs[0]) and model.transformer.wte.weight is theirs[1][0]
     assert sorted(map(id, theirs[0] + theirs[1])) == sorted(map(id, model.parameters()))
@@ -97,7 +99,7 @@ def test_what_a_jump_leaves_of_the_first_moment(moments: str, share: float) -> N
     optimizer = make_optimizer(Optimizer(), model)
     take(model, optimizer, range(3))
     before = [state["exp_avg"].clone() for state in optimizer.state.values()]
-    after_jump(optimizer, moments)
+    forget_moments(optimizer, moments)
     assert same([state["exp_avg"] for state in optimizer.state.values()], [share * m for m in before])
 
 
@@ -109,24 +111,24 @@ def test_after_a_reset_adam_starts_anew() -> None:
     with torch.no_grad():
         for a, b in zip(twin.parameters(), model.parameters()):
             a.copy_(b)
-    after_jump(optimizer, "reset")
+    forget_moments(optimizer, "reset")
     take(model, optimizer, range(3, 6))
     take(twin, make_optimizer(Optimizer(), twin), range(3, 6))
     assert same(weights(model), weights(twin))
 
 
-def test_a_read_out_is_the_mean_since_the_last_jump_and_leaves_the_weights() -> None:
+def test_an_average_is_the_mean_since_the_last_jump_and_leaves_the_weights() -> None:
     model = build(SIZES, 1)
-    named, read_out, seen = list(model.named_parameters()), ReadOut(8), []
+    named, average, seen = list(model.named_parameters()), WeightAverage(8), []
     optimizer = make_optimizer(Optimizer(), model)
     for step in range(7):
         if step == 3:
-            read_out.forget()
+            average.forget()
             seen.clear()
         take(model, optimizer, range(step, step + 1))
-        read_out.observe(named)
+        average.observe(named)
         seen.append(weights(model))
-    with read_out.applied(named, optimizer):
+    with average.applied(named, optimizer):
         for i, (_, weight) in enumerate(named):
             torch.testing.assert_close(weight.detach(), torch.stack([s[i] for s in seen]).mean(0))
     assert same(weights(model), seen[-1])

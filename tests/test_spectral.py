@@ -1,14 +1,53 @@
-"""Closed forms of outer Nesterov and of its flat spectrum, and the control that jumps as far elsewhere."""
+"""Closed forms of outer Nesterov and of its flat spectrum, the best quintics, and the control that jumps as far elsewhere."""
 
+from typing import Sequence
+
+import numpy as np
 import pytest
 import torch
 from conftest import some_weights, values, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from hybridlib.method.predictors import make_predictor, nesterov
 from hybridlib.method.predictors.base import is_matrix
-from hybridlib.method.predictors.spectral import flatten_spectrum, newton_schulz
+from hybridlib.method.predictors.spectral import (
+    DTYPES, MUON, TOGETHER, Polar, Quintic, best_quintic, best_quintics, iterate, orthogonalize,
+)  # fmt: skip
+
+POWERS = np.array([1, 3, 5])
+
+
+def by_muon(matrices: Tensor, iterations: int = 5, precision: str = "fp32") -> Tensor:
+    """Flattened as `Spectral` does it."""
+    return orthogonalize(matrices, (MUON,) * iterations, TOGETHER[precision], DTYPES[precision])
+
+
+def by_best(matrices: Tensor, quintics: Sequence[Quintic], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Flattened as `Polar` does it."""
+    return orthogonalize(matrices, quintics, len(quintics), dtype)
+
+
+def spread(rows: int, columns: int, decay: float) -> Tensor:
+    """A matrix whose singular values fall like a power of their rank, as those of a look-ahead do."""
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(n, rows, generator=generator)).Q for n in (rows, columns))
+    return (u * torch.arange(1, rows + 1) ** -decay @ v.T)[None]
+
+
+def through(quintics: tuple, s: np.ndarray) -> np.ndarray:
+    for a, b, c in quintics:
+        s = a * s + b * s**3 + c * s**5
+    return s
+
+
+def test_the_predictors_iterate_as_is_tested_here() -> None:
+    for precision in ("fp32", "bf16"):
+        spectral, polar = (make_predictor(name, precision=precision) for name in ("spectral", "polar"))
+        assert isinstance(polar, Polar) and spectral.dtype == polar.dtype == DTYPES[precision]
+        assert (spectral.quintics, spectral.together) == ((MUON,) * 5, TOGETHER[precision])
+        assert (polar.quintics, polar.together) == (best_quintics(3, 0.01), 3)
 
 
 def test_nesterov_is_the_published_recursion() -> None:
@@ -77,7 +116,7 @@ def test_the_gain_fades_towards_the_end() -> None:
 @given(st.integers(2, 12), st.integers(2, 12), st.integers(0, 99))
 def test_flattening_keeps_singular_vectors_and_evens_the_values_at_their_mean(rows: int, columns: int, seed: int) -> None:
     matrix = torch.randn(1, rows, columns, generator=torch.Generator().manual_seed(seed))
-    flat = flatten_spectrum(matrix, iterations=5)
+    flat = by_muon(matrix)
     u, before, vh = torch.linalg.svd(matrix[0], full_matrices=False)
     inside = u.T @ flat[0] @ vh.T
     torch.testing.assert_close(inside, torch.diag(inside.diagonal()), atol=1e-3 * float(matrix.norm()), rtol=0)
@@ -90,9 +129,9 @@ def test_flattening_keeps_singular_vectors_and_evens_the_values_at_their_mean(ro
 
 def test_a_flat_matrix_is_its_own_flattened_form_and_a_thin_one_shrinks() -> None:
     q = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(3))).Q
-    torch.testing.assert_close(flatten_spectrum(3.0 * q[None], 5)[0], 3.0 * q, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(by_muon(3.0 * q[None])[0], 3.0 * q, rtol=1e-4, atol=1e-4)
     spike = torch.outer(q[0], q[1])[None] + 1e-2 * q
-    assert flatten_spectrum(spike, 9).norm() < 0.4 * spike.norm(), "its nuclear norm over its rank, not its Frobenius norm"
+    assert by_muon(spike, 9).norm() < 0.4 * spike.norm(), "its nuclear norm over its rank, not its Frobenius norm"
 
 
 @settings(max_examples=20, deadline=None)
@@ -100,18 +139,31 @@ def test_a_flat_matrix_is_its_own_flattened_form_and_a_thin_one_shrinks() -> Non
 def test_newton_schulz_is_the_same_however_many_iterations_go_together(rows, more, iterations, together, seed) -> None:
     u = torch.randn(2, rows, rows + more, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     u = u / u.norm(dim=(-2, -1), keepdim=True)
-    one_by_one = newton_schulz(u, iterations, 1)
-    torch.testing.assert_close(newton_schulz(u, iterations, together), one_by_one)
-    torch.testing.assert_close(newton_schulz(u.mT, iterations, together), one_by_one.mT)
+    quintics, one_by_one = (MUON,) * iterations, u
+    for each in quintics:
+        one_by_one = iterate(one_by_one, [each])
+    several, turned = u, u.mT
+    for done in range(0, iterations, together):
+        several, turned = (iterate(x, quintics[done : done + together]) for x in (several, turned))
+    torch.testing.assert_close(several, one_by_one)
+    torch.testing.assert_close(turned, one_by_one.mT)
+    flat = [orthogonalize(u, quintics, at_once, torch.float64) for at_once in (1, together)]
+    torch.testing.assert_close(*flat)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 99))
+def test_an_iteration_takes_each_singular_value_through_its_quintic(rows: int, more: int, seed: int) -> None:
+    u = torch.randn(rows, rows + more, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    u, s, vh = torch.linalg.svd(u / u.norm(), full_matrices=False)
+    through_both = torch.from_numpy(through(best_quintics(2, 0.01), s.numpy()))
+    torch.testing.assert_close(iterate(u * s @ vh, best_quintics(2, 0.01)), u * through_both @ vh)
 
 
 @pytest.mark.parametrize("decay", [0.5, 1.0])
 def test_bfloat16_bears_as_many_iterations_together_as_it_is_given(decay: float) -> None:
-    """Singular values fall like a power of their rank, as those of a look-ahead do."""
-    generator = torch.Generator().manual_seed(0)
-    u, v = (torch.linalg.qr(torch.randn(n, 256, generator=generator)).Q for n in (256, 700))
-    spread = (u * torch.arange(1, 257) ** -decay @ v.T)[None]
-    exact, rounded = (flatten_spectrum(spread, 5, dtype) for dtype in (torch.float32, torch.bfloat16))
+    matrix = spread(256, 700, decay)
+    exact, rounded = (by_muon(matrix, precision=precision) for precision in DTYPES)
     assert torch.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) > 0.999
 
 
@@ -126,3 +178,52 @@ def test_sham_jumps_as_far_as_spectral_but_elsewhere() -> None:
     for true, random in zip(*moved):
         torch.testing.assert_close(true.norm(), random.norm(), rtol=1e-4, atol=0)
         assert torch.cosine_similarity(true.flatten(), random.flatten(), dim=0).abs() < 0.9
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(1e-3, 0.6), st.integers(0, 2), st.floats(-1e-2, 1e-2))
+def test_no_quintic_near_the_best_is_better(low: float, which: int, change: float) -> None:
+    s = np.linspace(low, 1.0, 5000)[:, None] ** POWERS
+    quintic, error = best_quintic(low, 1.0)
+    assert np.abs(s @ quintic - 1).max() == pytest.approx(error, rel=1e-4, abs=1e-9)
+    other = np.array(quintic)
+    other[which] += change
+    assert np.abs(s @ other - 1).max() >= error * (1 - 1e-4)
+
+
+def test_more_iterations_come_nearer_and_what_is_flat_stays_flat() -> None:
+    s = np.linspace(0.01, 1.0, 5000)
+    errors = [np.abs(through(best_quintics(n, 0.01), s) - 1).max() for n in range(1, 10)]
+    assert all(later <= earlier for earlier, later in zip(errors, errors[1:]) if earlier > 1e-9)
+    assert errors[2] < 0.28 and errors[-1] < 1e-9
+
+
+@pytest.mark.parametrize("least", [0.0, 1.0, -1.0])
+def test_a_least_value_that_is_no_share_is_refused(least: float) -> None:
+    with pytest.raises(ValueError, match="least"):
+        best_quintics(3, least)
+
+
+@pytest.mark.parametrize("decay", [0.5, 1.0])
+@pytest.mark.parametrize("turned", [False, True])
+def test_four_are_as_near_the_polar_factor_as_five_of_muons(decay: float, turned: bool) -> None:
+    matrix = spread(128, 300, decay)
+    matrix = matrix.mT if turned else matrix
+    left, _, right = torch.linalg.svd(matrix[0], full_matrices=False)
+    four, five = by_best(matrix, best_quintics(4, 0.003)), by_muon(matrix)
+    near = [float(torch.cosine_similarity(flat.flatten(), (left @ right).flatten(), dim=0)) for flat in (four, five)]
+    assert near[0] > near[1] > 0.98
+
+
+@pytest.mark.parametrize("decay", [0.5, 1.0])
+def test_bfloat16_keeps_the_direction_of_the_best_quintics(decay: float) -> None:
+    matrix = spread(256, 700, decay)
+    exact, rounded = (by_best(matrix, best_quintics(3, 0.01), dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert torch.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) > 0.995
+
+
+def test_a_batch_is_flattened_matrix_by_matrix() -> None:
+    several = torch.randn(3, 8, 5, generator=torch.Generator().manual_seed(2))
+    quintics = best_quintics(3, 0.01)
+    alone = torch.cat([by_best(one[None], quintics) for one in several])
+    torch.testing.assert_close(by_best(several, quintics), alone)

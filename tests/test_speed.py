@@ -46,7 +46,7 @@ SOURCE = open_source(RUN.source, RUN.model.vocab_size, RUN.batch_size, RUN.seq_l
 def test_what_is_timed_does_the_same_work() -> None:
     loop, trainer = SameParts(PLAIN, SOURCE, CPU, 6), Hybrid(PLAIN, SOURCE, CPU, 6)
     assert len(loop()) == len(trainer()) == 6
-    for one, other in zip(loop.model.parameters(), trainer.trainer.model.parameters()):
+    for one, other in zip(loop.model.parameters(), trainer.trainer.objective.model.parameters()):
         assert torch.equal(one, other)
 
 
@@ -90,7 +90,7 @@ def test_a_summary_without_measurements_has_empty_cells_and_with_them_the_quarti
 def test_offloading_is_timed_with_the_state_at_home_and_leaves_it_as_it_was() -> None:
     lean = Hybrid(RUN.model_copy(update=dict(memory="offload")), SOURCE, CPU, 8)
     lean()
-    while lean.trainer.state.phase != "predict" or not lean.trainer.memory.away:
+    while lean.trainer.state.phase != "predict" or not lean.trainer.offload.away:
         lean._step()
     assert offload_share(lean).low > 0
     assert all(state["exp_avg"].numel() for state in lean.trainer.optimizer.state.values())

@@ -23,7 +23,7 @@ def _peaks_mb(run: Run, device_choice: str, cycles: int, checkpoint: Path) -> di
     warm_up_kernels(run, device)
     give_back()
     meter = Meter(device)
-    snapshots = CheckpointFile(checkpoint, dict, {})  # one in memory would count as the trainer's own
+    snapshots = CheckpointFile(checkpoint, dict, {}, run.snapshot_every)  # one in memory would count as the trainer's own
     trainer = make_trainer(run, device, meter=meter, snapshots=snapshots)
     cycle = run.schedule
     steps = cycle.warmup + cycles * (cycle.full + cycle.predict + cycle.correct) if cycle else 20

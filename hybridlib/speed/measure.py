@@ -11,6 +11,7 @@ from hybridlib.speed.footprint import peaks_mb
 from hybridlib.speed.machine import anatomy, gemm_flops_per_s, step_flops
 from hybridlib.speed.side_by_side import Spread, in_turns, ratio, timed
 from hybridlib.study import Study
+from hybridlib.training.memory import give_back
 
 # Names of contenders that ratios are made of.
 PLAIN, REAL, JUMPING = "baseline", "hybrid, a real step", "memory_optimized, a real step"
@@ -49,11 +50,12 @@ def at_size(study: Study, device_choice: str, rounds: int, steps: int) -> tuple[
 
 def offload_share(lean: Hybrid, repeats: int = 3) -> Spread:
     """What it takes to bring the optimizer's state off the device and back, over a cycle's time."""
-    memory, device = lean.trainer.memory, lean.device
-    memory.come_back()  # a block may end in Predict, with the state away
+    offload, device = lean.trainer.offload, lean.device
+    offload.restore()  # a block may end in Predict, with the state away
     cycle = lean.run.schedule
     cycle_s = lean.nominal_s[-1] * (cycle.full + cycle.predict + cycle.correct)  # a block may have several
-    moved = [timed(memory.leave, device) + timed(memory.come_back, device) for _ in range(repeats)]
+    leave = lambda: (offload.offload(), give_back())  # noqa: E731
+    moved = [timed(leave, device) + timed(offload.restore, device) for _ in range(repeats)]
     return Spread.of(pd.Series(moved) / cycle_s)
 
 

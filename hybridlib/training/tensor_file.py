@@ -33,6 +33,8 @@ def flat(state: Any) -> tuple[Any, dict[str, Tensor | StoredTensor]]:
 
     def form(value: Any, place: str) -> Any:
         if isinstance(value, (Tensor, StoredTensor)):
+            while place in tensors:  # {"a.b": …, "a": {"b": …}}
+                place += "'"
             tensors[place] = value
             return dict(tensor=place)
         if isinstance(value, dict):
