@@ -14,7 +14,7 @@ from hybridlib.method.offload import TensorStore
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.method.ranks import mean_over_ranks
 from hybridlib.method.schedule import Phase, PhaseSchedule, PhaseState
-from hybridlib.method.wrapping import ChosenByGroup, Moments, WrappingOptimizer, first_names, forget_moments, predictable, replayed
+from hybridlib.method.wrapping import ChosenByGroup, Moments, WrappingOptimizer, first_names, forget_moments, predictable, replayed, unscaled
 
 LOSSES_KEPT = 50  # of computed steps, for the mean that a jump's loss is held against
 
@@ -110,10 +110,16 @@ class HybridOptimizer(WrappingOptimizer):
             self.undo_jump()
             self.computed_steps += 1
             return found
-        self.update(closure)
-        if self.phase is Phase.PREDICT:
-            self.jump()
+        if unscaled(self):
+            self.update(closure)
+            if self.phase is Phase.PREDICT:
+                self.jump()
         return found
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a GradScaler calls `step` although gradients overflow: after a jump, for that may have been why."""
+        return self._takeoff is not None
 
     def update(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take the wrapped optimizer's step and nothing else. `jump` is due when `phase` is Predict after it."""

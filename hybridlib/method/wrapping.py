@@ -165,6 +165,17 @@ class ChosenByGroup:
         return self.said.get(weight)
 
 
+@torch.no_grad()
+def unscaled(optimizer: Optimizer) -> bool:
+    """Divide the gradients by the factor that a GradScaler leaves to a step, if it does; return whether they are finite."""
+    if getattr(optimizer, "found_inf", False):
+        return False
+    if (scale := getattr(optimizer, "grad_scale", None)) is not None:
+        for weight in (w for group in optimizer.param_groups for w in group["params"] if w.grad is not None):
+            weight.grad.mul_(1 / scale.to(weight.grad.device))
+    return True
+
+
 def replayed(closure: Callable[[], Any], found: Any) -> Callable[[], Any]:
     """Return a closure whose first evaluation has been made already, with this result."""
     made = [found]
