@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -83,7 +83,7 @@ class TensorStore:
         kept = self._kept[name]
         if isinstance(kept, Tensor):
             out.copy_(kept)
-        elif out.device.type != "cpu" or not out.is_contiguous():
+        elif out.device.type != "cpu" or out.dtype != kept.dtype or out.shape != kept.shape or not out.is_contiguous():
             out.copy_(self.get(name))
         else:
             data = _bytes(out)
@@ -106,6 +106,14 @@ class TensorStore:
 
     def __contains__(self, name: str) -> bool:
         return name in self._kept
+
+    def keep(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Keep copies of these tensors and nothing else."""
+        wanted = dict(tensors)
+        if self._kept.keys() - wanted.keys():
+            self.clear()
+        for name, tensor in wanted.items():
+            self.put(name, tensor)
 
     def clear(self) -> None:
         """Forget all; the file's room is given back."""

@@ -18,6 +18,8 @@ from hybridlib.training.memory import give_back
 from hybridlib.training.meter import Meter
 from hybridlib.training.objective import Objective, first_tensor, norm_of_gradients
 
+SCHEDULED = "lr", "betas", "momentum"  # what schedulers of learning rates set, by the clock
+
 
 class HybridTrainer:
     """Trains any module with any optimizer, one nominal step at a time.
@@ -139,11 +141,14 @@ class HybridTrainer:
         return after, jump_s
 
     def _roll_back(self) -> None:
-        """Weights and optimizer as at the last snapshot; steps, clock and batches go on, so nothing is got for free."""
+        """Weights and optimizer as at the last snapshot; steps, clock, batches and what a scheduler sets go on."""
         if (snapshot := self.snapshots.load()) is None:
             raise RuntimeError("diverged before the first snapshot: there is nothing to roll back to")
         self._put_weights(snapshot)
+        scheduled = [{key: group[key] for key in SCHEDULED if key in group} for group in self.optimizer.param_groups]
         self.optimizer.optimizer.load_state_dict({k: v for k, v in snapshot["optimizer"].items() if k != "hybrid"})
+        for group, now in zip(self.optimizer.param_groups, scheduled):
+            group.update(now)
         self.optimizer.restart()
         self.monitor.reset()
 
@@ -165,6 +170,9 @@ class HybridTrainer:
 
     def load_state_dict(self, state: State) -> None:
         """Go on from where `state_dict` was called."""
+        if self.offload:
+            self.offload.restore()
+        self._coasting = []
         self._put_weights(state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitor.load_state_dict(state["monitor"])
@@ -175,7 +183,10 @@ class HybridTrainer:
 
     def _weights(self) -> Weights:
         """The model's parameters, and what the optimizer holds besides."""
-        return list((dict(self.objective.model.named_parameters()) | dict(self.optimizer.parameters)).items())
+        held = dict(self.optimizer.parameters)
+        moved = set(held.values())
+        others = [(name, weight) for name, weight in self.objective.model.named_parameters() if weight not in moved]
+        return [*held.items(), *((f".{name}" if name in held else name, weight) for name, weight in others)]
 
     @torch.no_grad()
     def _put_weights(self, state: State) -> None:

@@ -24,14 +24,15 @@ class Predictor(ABC):
         store: what it remembers between calls, off the device, tensor by tensor.
         copies: that memory in multiples of the parameters.
         orthogonalizes: says of a parameter, by name and tensor, whether it acts as a linear map and is moved as one;
-            `HybridOptimizer` sets it where its user says so. None leaves it to `is_matrix` and `is_embedding`.
+            `HybridOptimizer` sets it where its user says so. None, and what it says None of, is left to `is_matrix` and
+            `is_embedding`.
     """
 
     copies: int = 0
 
     def __init__(self) -> None:
         self.store = TensorStore()
-        self.orthogonalizes: Callable[[str, Tensor], bool] | None = None
+        self.orthogonalizes: Callable[[str, Tensor], bool | None] | None = None
 
     def __init_subclass__(cls, by_name: bool = True, **options: Any) -> None:
         """`by_name=False` keeps a class from being an arm's choice."""
