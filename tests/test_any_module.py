@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections import OrderedDict, namedtuple
 from pathlib import Path
 from typing import Any, Callable
@@ -238,6 +239,31 @@ def test_what_a_scheduler_set_comes_back_with_a_checkpoint(tmp_path: Path) -> No
     mine, others = ([{k: v for k, v in g.items() if k != "params"} for g in t.optimizer.param_groups] for t in (one, other))
     assert mine == others and mine[0]["lr"] not in (0.01, 0.03) and mine[0]["betas"][0] not in (0.85, 0.9, 0.95)
     assert scheduled(one, its_rate, 20) == scheduled(other, other_rate, 20)
+
+
+def test_a_scheduler_steps_with_the_trainer_without_a_warning() -> None:
+    trainer = trainer_of(make())
+    rate = StepLR(trainer.optimizer, 1, 0.9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(20):
+            go(trainer, 1)
+            rate.step()
+
+
+def test_gradients_are_clipped_by_a_hook_of_the_wrapped_optimizer() -> None:
+    """Hybrid steps and the plain loop clip alike; what is recorded is the norm before."""
+    looped, trained, norms = make(), make(), []
+    plainly, inner = (torch.optim.SGD(model.parameters(), lr=0.05) for model in (looped, trained))
+    inner.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(trained.parameters(), 0.1) and None)
+    optimizer = HybridOptimizer(inner, trained.named_parameters(), PhaseSchedule(3, 10, 0, 0, 20), Linear())
+    records = go(HybridTrainer(optimizer, Objective(trained, loss_of)), 20)
+    for at in range(20):
+        plainly.zero_grad()
+        loss_of(looped, batch(at)).backward()
+        norms.append(nn.utils.clip_grad_norm_(looped.parameters(), 0.1).item())
+        plainly.step()
+    assert same(values(looped), values(trained)) and [record[3] for record in records] == norms and max(norms) > 0.1
 
 
 def test_a_rollback_keeps_the_rate_that_the_clock_has_come_to() -> None:
@@ -572,7 +598,7 @@ ANYTHING = st.one_of(
 
 @pytest.mark.parametrize("name", EVERY)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_what_settings_are_accepted_construct_and_what_are_refused_are_named(name: str, data: st.DataObject) -> None:
     kinds = predictor_settings()[name]
     chosen = {key: data.draw(ANYTHING, label=key) for key in data.draw(st.sets(st.sampled_from(sorted(kinds)))) } if kinds else {}
