@@ -61,13 +61,14 @@ class TensorStore:
         self._end = 0
         self._kept: dict[str, Tensor | Slot] = {}
 
-    def put(self, name: str, tensor: Tensor) -> None:
-        """Keep a copy of a tensor under a name, in place of an earlier one.
+    def put(self, name: str, tensor: Tensor | StoredTensor) -> None:
+        """Keep a copy of a tensor, of one that lies in a store too, under a name, in place of an earlier one.
 
         Raises:
             OSError: where there is no room; the message says where, and how many bytes are needed and free.
         """
-        tensor, kept = tensor.detach(), self._kept.get(name)
+        tensor = tensor.read() if isinstance(tensor, StoredTensor) else tensor.detach()
+        kept = self._kept.get(name)
         if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
             kept = self._kept[name] = self._room_for(tensor)
         if isinstance(kept, Tensor):
@@ -107,7 +108,7 @@ class TensorStore:
     def __contains__(self, name: str) -> bool:
         return name in self._kept
 
-    def keep(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    def keep(self, tensors: Iterable[tuple[str, Tensor | StoredTensor]]) -> None:
         """Keep copies of these tensors and nothing else."""
         wanted = dict(tensors)
         if self._kept.keys() - wanted.keys():

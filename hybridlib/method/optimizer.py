@@ -122,7 +122,13 @@ class HybridOptimizer(WrappingOptimizer):
         return self._takeoff is not None
 
     def update(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take the wrapped optimizer's step and nothing else. `jump` is due when `phase` is Predict after it."""
+        """Take the wrapped optimizer's step, whose own hooks run, and nothing else.
+
+        `jump` is due when `phase` is Predict after it.
+
+        Raises:
+            RuntimeError: where it is due now.
+        """
         weights = self._begin()
         found = self.optimizer.step() if closure is None else self.optimizer.step(closure)
         self.predictor.observe(weights)
@@ -217,6 +223,7 @@ class HybridOptimizer(WrappingOptimizer):
     def _computed(self, event: Literal["step", "rollback"]) -> None:
         self.computed_steps += 1
         self.position = self.schedule.advance(self.position, event)
+        self._opt_called = True  # what a scheduler looks for, to warn where no step came before its own
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters to the wrapped optimizer; those without a name are numbered."""

@@ -66,11 +66,9 @@ class Predictor(ABC):
         """Return all that is remembered, each tensor to be read when it is needed."""
         return self.store.entries()
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Remember what `state_dict` returned, its tensors read."""
-        self.store.clear()
-        for name, tensor in state.items():
-            self.store.put(name, tensor)
+    def load_state_dict(self, state: dict[str, Tensor | StoredTensor]) -> None:
+        """Remember what `state_dict` returned, its tensors read or not."""
+        self.store.keep(state.items())
 
 
 _DEFINED: dict[str, type[Predictor]] = {}
@@ -149,7 +147,8 @@ POSITIONS = {"wpe", "pos", "position", "positions", "positional"}
 
 def is_table(name: str) -> bool:
     """Return whether a name speaks of embeddings: GPT-2's `wte` and `wpe`, `tok_emb`, `embed_tokens`, `word_embeddings`."""
-    return bool({"wte", "wpe"} & words(name)) or any("embed" in word or word == "emb" for word in words(name))
+    tables = bool({"wte", "wpe"} & words(name)) or any("embed" in word or word == "emb" for word in words(name))
+    return tables and not {"proj", "projection"} & words(name)  # what embeds patches of an image is a linear map
 
 
 def words(name: str) -> set[str]:
