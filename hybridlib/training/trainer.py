@@ -142,8 +142,11 @@ class HybridTrainer:
         """Weights and optimizer as at the last snapshot; steps, clock and batches go on, so nothing is got for free."""
         if (snapshot := self.snapshots.load()) is None:
             raise RuntimeError("diverged before the first snapshot: there is nothing to roll back to")
+        rates = [group["lr"] for group in self.optimizer.param_groups]  # they go on too
         self._put_weights(snapshot)
         self.optimizer.optimizer.load_state_dict({k: v for k, v in snapshot["optimizer"].items() if k != "hybrid"})
+        for group, rate in zip(self.optimizer.param_groups, rates):
+            group["lr"] = rate
         self.optimizer.restart()
         self.monitor.reset()
 
@@ -153,6 +156,8 @@ class HybridTrainer:
 
     def state_dict(self) -> State:
         """Return all that the next steps depend on. Not to be called in Predict."""
+        if self.offload:
+            self.offload.restore()  # after Predict's last step it is still away
         return dict(
             weights={name: weight.detach() for name, weight in self._weights()},
             buffers={name: buffer.clone() for name, buffer in self.objective.buffers},
