@@ -158,6 +158,8 @@ class HybridTrainer:
 
     def state_dict(self) -> State:
         """Return all that the next steps depend on. Not to be called in Predict."""
+        if self.offload:
+            self.offload.restore()  # after Predict's last step it is still away
         return dict(
             weights={name: weight.detach() for name, weight in self._weights()},
             buffers={name: buffer.clone() for name, buffer in self.objective.buffers},
