@@ -157,7 +157,13 @@ class HybridTrainer:
         self.snapshots.save(self.state_dict())
 
     def state_dict(self) -> State:
-        """Return all that the next steps depend on. Not to be called in Predict."""
+        """Return all that the next steps depend on. Not to be called in Predict.
+
+        Raises:
+            RuntimeError: where the optimizer's state is off the device, and what is in its place would be saved.
+        """
+        if self.offload and self.offload.away:
+            raise RuntimeError("the optimizer's state is off the device until Predict ends: a snapshot cannot be taken before")
         return dict(
             weights={name: weight.detach() for name, weight in self._weights()},
             buffers={name: buffer.clone() for name, buffer in self.objective.buffers},
