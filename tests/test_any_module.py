@@ -17,11 +17,13 @@ from torch.optim.lr_scheduler import OneCycleLR, StepLR
 from hybridlib import HybridOptimizer, Linear, PhaseSchedule, Predictor, Spectral
 from hybridlib.catalogue import predictor_settings
 from hybridlib.config import Predictor as Settings
+from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Weights, is_embedding, is_matrix
 from hybridlib.training.average import WeightAverage
 from hybridlib.training.checkpoint import CheckpointFile, Snapshots
 from hybridlib.training.objective import Objective
+from hybridlib.training.optimizers import CombinedOptimizer
 from hybridlib.training.tensor_file import copied
 from hybridlib.training.trainer import HybridTrainer
 
@@ -159,6 +161,12 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "Rprop": lambda m: torch.optim.Rprop(m.parameters(), lr=0.01),
     "SGD": lambda m: torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9, nesterov=True),
 }
+def two_as_one(model: nn.Module) -> torch.optim.Optimizer:
+    """Muon over matrices and Adam over the rest, as the study has them."""
+    others = [weight for weight in model.parameters() if weight.ndim != 2]
+    return CombinedOptimizer(torch.optim.SGD(two_dimensional(model), lr=0.05, momentum=0.9), torch.optim.Adam(others, lr=0.01))
+
+
 BY_CLOSURE, SPARSE = {"LBFGS"}, {"SparseAdam"}
 
 
@@ -192,6 +200,23 @@ def test_every_optimizer_learns_and_resumes_bitwise_from_a_file(name: str, tmp_p
     start = loss_of(make().eval(), batch(999)).item()
     one, _ = resumed(make_trainer, batch, tmp_path)
     assert loss_of(one.objective.model.eval(), batch(999)).item() < start
+
+
+def test_two_optimizers_as_one_are_resumed_copied_and_added_to(tmp_path: Path) -> None:
+    def make_trainer() -> HybridTrainer:
+        model = make()
+        return trainer_of(model, two_as_one(model))
+
+    resumed(make_trainer, batch, tmp_path)
+    model, extra = make(), nn.Parameter(torch.ones(()))
+    optimizer = two_as_one(model)
+    optimizer.add_param_group(dict(params=[extra]))
+    its_model, its_extra, copied_one = copy.deepcopy((model, extra, optimizer))
+    for net, scale, stepping in ((model, extra, optimizer), (its_model, its_extra, copied_one)):
+        (loss_of(net, batch(0)) * scale).backward()
+        stepping.step()
+        assert scale.item() == pytest.approx(0.99) and len(stepping.param_groups) == 3
+    assert same(values(model), values(its_model)) and not same(values(model), values(make()))
 
 
 class Bag(nn.Module):
@@ -434,6 +459,18 @@ def test_a_trainer_takes_its_own_state() -> None:
     go(one, 17), go(other, 17)
     one.load_state_dict(one.state_dict())
     assert go(one, 20) == go(other, 20)
+
+
+def test_a_state_that_is_off_the_device_is_not_saved() -> None:
+    trainer = trainer_of(make())
+    trainer.offload = OptimizerOffload(trainer.optimizer)
+    go(trainer, 9)
+    with pytest.raises(RuntimeError, match="off the device"):
+        trainer.state_dict()
+    wanted = trainer_of(make())
+    go(wanted, 5)
+    trainer.load_state_dict(copied(wanted.state_dict()))
+    assert go(trainer, 20) == go(wanted, 20)
 
 
 def test_loading_in_predict_forgets_the_steps_that_were_left_of_it() -> None:
