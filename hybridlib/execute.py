@@ -98,6 +98,7 @@ def execute(job: Job, study: str) -> None:
     out = executed(job, study)
     out.parent.mkdir(parents=True, exist_ok=True)
     made_by = {} if job.run else dict(made_by=chapters.made_by(job))
+    os.environ["HYBRIDLIB_PIPELINE"] = job.notebook  # its kernel inherits this: a chapter that is run by hand writes nothing
     try:
         kernel = dict(kernel_manager_class=Kernel, shutdown_kernel="immediate")  # its records are on disk: no farewell
         papermill.execute_notebook(source(job), out, job.parameters, progress_bar=False, **kernel)

@@ -175,20 +175,6 @@ def sha256_of(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-class Checks:
-    """The pass/fail results of a chapter's tests with their evidence, as `outputs/<study>/results/<name>.csv`."""
-
-    def __init__(self, study_folder: Path, name: str) -> None:
-        self.path, self.rows = study_folder / "results" / f"{name}.csv", []
-
-    def add(self, test: str, about: str, passed: bool, evidence: str) -> pd.DataFrame:
-        """Records one result, writes the file, and returns the row for display."""
-        self.rows.append(dict(test=test, about=about, passed=bool(passed), evidence=evidence))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, pd.DataFrame(self.rows).to_csv(index=False))
-        return pd.DataFrame(self.rows[-1:])
-
-
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a file so that a reader, or a kill at any moment, sees the old content or the new, never a part.
 

@@ -84,8 +84,8 @@ def converter(exporter: type[TemplateExporter], template: str) -> TemplateExport
 
 def last_record(folder: Path) -> datetime:
     """When the youngest record of a study was made; the start of 1970 for a study without records."""
-    ends = [RunFolder(path.parent).facts["ended_at"] for path in folder.glob("runs/*/run.json")]
-    return max(map(datetime.fromisoformat, ends), default=datetime.fromtimestamp(0, timezone.utc))
+    facts = [RunFolder(path.parent).facts for path in folder.glob("runs/*/run.json")]
+    return max((datetime.fromisoformat(run["ended_at"]) for run in facts if run), default=datetime.fromtimestamp(0, timezone.utc))
 
 
 def typeset(folder: Path, written: datetime) -> list[str]:

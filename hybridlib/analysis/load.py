@@ -8,65 +8,33 @@ from typing import Any, Iterator, Sequence
 
 import pandas as pd
 
-from hybridlib import progress
+from hybridlib import progress, studies
 from hybridlib.config import Run
 from hybridlib.records import EVAL_COLUMNS, PHASES, STEP_COLUMNS, RunFolder
-from hybridlib.studies import OUTPUTS, load_study
+from hybridlib.studies import load_study
 from hybridlib.study import Study
 from hybridlib.summary import summarise, time_to_target_s
 
 BASELINE = "baseline"
 KEYS = ["arm", "data", "seed"]
 FACTS = [
-    "device",
-    "numerics",
-    "corpus_sha256",
-    "floor_nats",
-    "model_parameters",
-    "memory_floor_mb",
-    "last_step",
-    "started_at",
+    "device", "numerics", "corpus_sha256", "floor_nats", "model_parameters", "memory_floor_mb", "last_step", "started_at",
     "ended_at",
-]
+]  # fmt: skip
 BATCH = ["batch_size", "seq_len"]
 SAME = ["steps", *BATCH]  # two runs are compared only if these are equal; their times to one target need BATCH alone
 SHAPE = [*SAME, "accumulation", "precision", "memory", "extend"]
 SUMMARY = [
-    "nominal_steps",
-    "real_steps",
-    "train_s",
-    "nominal_tokens_per_s",
-    "steady_tokens_per_s",
-    "slowdown",
-    "trained_tokens_per_s",
-    "real_step_median_s",
-    "predict_s",
-    "held_out_loss",
-    "perplexity",
-    "train_loss_last_100",
-    "grad_norm_mean",
-    "grad_norm_sd",
-    "jumps_accepted",
-    "jumps_rejected",
-    "divergences",
-]
+    "nominal_steps", "real_steps", "train_s", "nominal_tokens_per_s", "steady_tokens_per_s", "slowdown",
+    "trained_tokens_per_s", "real_step_median_s", "predict_s", "held_out_loss", "perplexity", "train_loss_last_100",
+    "grad_norm_mean", "grad_norm_sd", "jumps_accepted", "jumps_rejected", "divergences",
+]  # fmt: skip
 PER_PHASE = [f"peak_mb_{p}" for p in (*PHASES, "run")] + [f"phase_share_{p}" for p in PHASES]
 RUN_COLUMNS = [
-    *KEYS,
-    "role",
-    "kind",
-    *SHAPE,
-    *FACTS,
-    "commit",
-    "dirty",
-    "versions",
-    *SUMMARY,
-    *PER_PHASE,
-    "target_loss",
-    "time_to_target_s",
-    "steady_time_to_target_s",
-    "reported_loss_nats",
-]
+    *KEYS, "role", "kind", *SHAPE, *FACTS, "commit", "dirty", "versions", *SUMMARY, *PER_PHASE, "target_loss",
+    "time_to_target_s", "steady_time_to_target_s", "reported_loss_nats",
+]  # fmt: skip
+UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)  # what damaged or cut records raise
 MISSING_COLUMNS = ["stage", *KEYS, "why"]
 
 
@@ -95,38 +63,39 @@ class Records:
         return replace(self, runs=runs, steps=self.steps.merge(keys), evals=self.evals.merge(keys))
 
     def results(self, name: str, columns: Sequence[str] = ()) -> pd.DataFrame:
-        """`results/<name>.csv`, which an earlier chapter wrote; an empty frame with `columns` where it did not."""
-        path = self.folder / "results" / f"{name}.csv"
-        return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=columns)
+        """Return `results/<name>.csv`, which an earlier chapter wrote; an empty frame with `columns` where there is none to read."""
+        return frame_of(self.folder / "results" / f"{name}.csv", columns)
 
 
-def read(study: str, outputs: Path = OUTPUTS) -> Records:
-    """All complete runs of a study, by name or .yaml path.
+def read_records(study: str, outputs: Path | None = None) -> Records:
+    """Return all complete runs of a study, by name or .yaml path.
 
-    Raises `ValueError` if the runs on a data source were made under different NUMERICS, or come from different devices
+    Raise `ValueError` if the runs on a data source were made under different NUMERICS, or come from different devices
     or corpora.
     """
     plan = load_study(study)
-    folder = outputs / plan.study
-    found, left_out = [], []
+    folder = (outputs or studies.OUTPUTS) / plan.study
+    found, left_out, damaged = [], [], []
     for path in sorted(p.parent for p in folder.glob("runs/*/run.json")):
-        run = _read_run(plan, RunFolder(path))
-        found.append(run) if run else left_out.append(path.name)
+        try:
+            run = _read_run(plan, RunFolder(path))
+            found.append(run) if run else left_out.append(path.name)
+        except UNREADABLE:
+            damaged.append(path.name)
     arms, sources = list(plan.arms), list(plan.sources)
     found.sort(key=lambda run: (sources.index(run[0]["data"]), arms.index(run[0]["arm"]), run[0]["seed"]))
     runs = pd.DataFrame([row for row, _, _ in found], columns=RUN_COLUMNS)
     steps = _stacked([steps for _, steps, _ in found], [*KEYS, *STEP_COLUMNS])
     evals = _stacked([evals for _, _, evals in found], [*KEYS, *EVAL_COLUMNS, "reported_loss_nats"])
     refuse_mixture(runs)
-    there, stale = set(zip(*(runs[k] for k in KEYS))), set(left_out)
+    there = set(zip(*(runs[k] for k in KEYS)))
     missing = [
-        dict(stage=stage, arm=run.arm, data=run.data, seed=run.seed, why=_why(folder, run, stale, full))
+        dict(stage=stage, arm=run.arm, data=run.data, seed=run.seed, why=_why(folder, run, left_out, damaged, full))
         for stage, run, full in planned(plan)
         if (run.arm, run.data, run.seed) not in there
     ]
-    return Records(
-        plan, folder, with_targets(runs, evals), steps, evals, pd.DataFrame(missing, columns=MISSING_COLUMNS), left_out
-    )
+    missing = pd.DataFrame(missing, columns=MISSING_COLUMNS)
+    return Records(plan, folder, with_targets(runs, evals), steps, evals, missing, left_out)
 
 
 def planned(study: Study) -> Iterator[tuple[str, Run, bool]]:
@@ -191,6 +160,7 @@ def with_targets(runs: pd.DataFrame, evals: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read_run(study: Study, folder: RunFolder) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame] | None:
+    """Return a run's row, steps and evaluations; None if it is not the study's. Raise one of UNREADABLE if it is damaged."""
     facts = folder.facts
     if facts["arm"] not in study.arms or facts["data"] not in study.sources:
         return None
@@ -214,7 +184,9 @@ def _stacked(frames: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
 
-def _why(folder: Path, run: Run, stale: set[str], full: bool) -> str:
+def _why(folder: Path, run: Run, stale: list[str], damaged: list[str], full: bool) -> str:
+    if run.id in damaged:
+        return "its records are damaged"
     if run.id in stale:
         return "made with other parameters than the study's"
     if (folder / "runs" / run.id).exists():
@@ -222,9 +194,18 @@ def _why(folder: Path, run: Run, stale: set[str], full: bool) -> str:
     return "left to --full" if full else "not run"
 
 
-def figures_and_tables(study_folder: Path, name: str, tables: Sequence[str]) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-    """`results/<name>.json` and the frames `results/<name>_<table>.csv` behind it; empty where nothing was measured."""
-    results = study_folder / "results"
-    file, parts = results / f"{name}.json", {table: results / f"{name}_{table}.csv" for table in tables}
-    frames = {table: pd.read_csv(path) if path.exists() else pd.DataFrame() for table, path in parts.items()}
-    return json.loads(file.read_text()) if file.exists() else {}, frames
+def frame_of(file: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """Return a CSV file as a frame; an empty one with `columns` where there is no file, or one that is cut off."""
+    try:
+        frame = pd.read_csv(file)
+        return frame if set(columns) <= set(frame) else pd.DataFrame(columns=columns)
+    except (OSError, ValueError):
+        return pd.DataFrame(columns=columns)
+
+
+def facts_of(file: Path) -> dict[str, Any]:
+    """Return what a JSON file of results holds; nothing where there is no file, or one that is cut off."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from hybridlib.analysis.rules import read_rules
-from hybridlib.analysis.stats import Effect
+from hybridlib.analysis.statistics import Effect
 from hybridlib.analysis.wording import estimate, number
 from hybridlib.studies import OUTPUTS, ROOT
 

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hybridlib import progress
+from hybridlib import progress, studies
 from hybridlib.analysis.load import refuse_mixture
 from hybridlib.records import RunFolder
-from hybridlib.studies import OUTPUTS
 from hybridlib.study import Study
 from hybridlib.sweeps import runs, sweeps
 
@@ -37,25 +36,30 @@ class Research:
     numerics: frozenset[int] = frozenset()  # under which they were made, which may be older than that of the study's runs
 
     def of(self, prefix: str) -> pd.DataFrame:
-        """The trials of all sweeps whose names begin so, which the rest of the name then tells apart."""
+        """Return the trials of all sweeps whose names begin so, which the rest of the name then tells apart."""
         mine = self.trials[self.trials.sweep.str.startswith(prefix)]
         return mine.assign(sweep=mine.sweep.str.removeprefix(prefix))
 
     def predicted(self, prefix: str) -> pd.DataFrame:
-        """The same without plain training."""
+        """Return the same without plain training."""
         mine = self.of(prefix)
         return mine[mine.predictor.notna()]
 
+    def reference(self, trial: str) -> float:
+        """Return the held-out loss of the frozen settings, or of the baseline, on the pilot seed; NaN where it was not run."""
+        found = self.trials[(self.trials.sweep == REFERENCE) & (self.trials.trial == trial)]
+        return float(found.held_out_loss.iloc[0]) if len(found) else np.nan
 
-def read(study: Study) -> Research:
-    """Every complete trial around a study. Raises `ValueError` if trials that are compared were not made alike."""
+
+def read_research(study: Study) -> Research:
+    """Return every complete trial around a study. Raise `ValueError` if trials that are compared were not made alike."""
     rows, evals, missing = [], {}, []
     asked = sweeps(study)
     for name, sweep in asked.items():
         alone = "baseline" in sweep.trials() or REFERENCE not in asked
         beside = name if alone else REFERENCE  # whose trials they are compared with
         for run in runs(study, name, sweep):
-            folder = RunFolder(OUTPUTS / run.study / "runs" / run.id)
+            folder = RunFolder(studies.OUTPUTS / run.study / "runs" / run.id)
             facts = folder.facts
             if facts is None or progress.other_parameters(run, facts["parameters"]):
                 missing.append(f"{name}: {run.id}")
@@ -80,7 +84,7 @@ def read(study: Study) -> Research:
 
 
 def with_baselines(trials: pd.DataFrame, evals: dict[tuple, pd.DataFrame]) -> pd.DataFrame:
-    """Adds each trial's RATIOS to its baseline; missing where that is not there, or is the trial itself.
+    """Add each trial's RATIOS to its baseline; missing where that is not there, or is the trial itself.
 
     `evals` has the held-out losses of a sweep's trial and seed.
     """
@@ -95,7 +99,7 @@ def with_baselines(trials: pd.DataFrame, evals: dict[tuple, pd.DataFrame]) -> pd
 
 
 def ratios(trial: Any, baseline: pd.DataFrame, own: pd.DataFrame | None) -> dict[str, float]:
-    """A trial's RATIOS from the baseline's held-out losses and its own."""
+    """Return a trial's RATIOS from the baseline's held-out losses and its own."""
     target, last = baseline.held_out_loss.iloc[-1], baseline.step.iloc[-1]
     final = target if last == trial.steps else np.nan
     hold = np.interp(trial.real_steps, baseline.real_steps, baseline.held_out_loss, right=np.nan)

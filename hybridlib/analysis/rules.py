@@ -36,7 +36,7 @@ class Part(Strict):
         return self.at_most if self.at_least is None else self.at_least
 
     def meets(self, value: float, threshold: float | None) -> bool:
-        """Whether a value is on the good side of a threshold; never where there is none."""
+        """Return whether a value is on the good side of a threshold; never where there is none."""
         if threshold is None:
             return False
         return value <= threshold if self.at_least is None else value >= threshold
@@ -47,29 +47,32 @@ class Part(Strict):
         return f"{'≤' if self.at_least is None else '≥'} {self.threshold:g}{' %' if unit == '%' else unit}"
 
 
-class Measured(Strict):
+class MeasuredRule(Strict):
+    """Every part meets its threshold."""
+
     kind: Literal["measured"]
     about: str
     parts: list[Part] = Field(min_length=1)
 
 
-class Checks(Strict):
+class TestsRule(Strict):
     """All named tests of `results/<results>.csv` pass."""
 
+    __test__ = False  # not pytest's
     kind: Literal["checks"]
     about: str
     results: Literal["functionality", "stress"]
     tests: list[str] = Field(min_length=1)
 
 
-class Pipeline(Strict):
+class PipelineRule(Strict):
     """Every job in `results/pipeline.csv` is complete."""
 
     kind: Literal["pipeline"]
     about: str
 
 
-class Scales(Strict):
+class ScalesRule(Strict):
     """A run of another study went through all phases with a finite loss."""
 
     kind: Literal["scales"]
@@ -77,7 +80,7 @@ class Scales(Strict):
     study: str
 
 
-class Controls(Strict):
+class ControlsRule(Strict):
     """Every control fails the criterion `of` that its arm passes."""
 
     kind: Literal["controls"]
@@ -86,25 +89,42 @@ class Controls(Strict):
     of: str
 
 
-Criterion = Annotated[Measured | Checks | Pipeline | Scales | Controls, Field(discriminator="kind")]
+Criterion = Annotated[MeasuredRule | TestsRule | PipelineRule | ScalesRule | ControlsRule, Field(discriminator="kind")]
+
+
+class Band(Strict):
+    """What share of the steps after Warmup a phase may have."""
+
+    at_least: float = Field(ge=0, le=1)
+    at_most: float = Field(ge=0, le=1)
+
+    @property
+    def text(self) -> str:
+        return f"{100 * self.at_least:g}–{100 * self.at_most:g} %"
 
 
 class Rules(Strict):
     alpha: float = Field(gt=0, lt=1)
     family: list[str]
+    phase_mix: dict[Literal["full", "predict", "correct"], Band]
     criteria: dict[str, Criterion] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "Rules":
-        of = {name: c.of for name, c in self.criteria.items() if isinstance(c, Controls)}
+        of = {name: c.of for name, c in self.criteria.items() if isinstance(c, ControlsRule)}
         for where, name in [("family", name) for name in self.family] + [(f"{k}.of", v) for k, v in of.items()]:
-            if not isinstance(self.criteria.get(name), Measured):
+            if not isinstance(self.criteria.get(name), MeasuredRule):
                 raise ValueError(f"{where}: {name!r} is no measured criterion of this file")
         return self
 
+    @property
+    def main(self) -> Part:
+        """Return the part whose arm and data are those of the verdict that counts."""
+        return self.criteria["C2"].parts[0]
+
 
 def read_rules(path: Path = PARAMS / "criteria.yaml") -> Rules:
-    """The rules in a file; raises `ParameterError` naming the file, the key and the value for a wrong one."""
+    """Return the rules in a file; raise `ParameterError` naming the file, the key and the value for a wrong one."""
     try:
         return Rules(**read_yaml(path))
     except ValidationError as error:
@@ -115,6 +135,4 @@ def read_rules(path: Path = PARAMS / "criteria.yaml") -> Rules:
 def _said(path: Path, e: dict) -> str:
     key = ".".join(map(str, e["loc"])) or "criteria"
     message = "unknown key" if e["type"] == "extra_forbidden" else e["msg"].removeprefix("Value error, ")
-    return (
-        f"{path}: {key}: {message}, not {e['input']!r}" if e["type"] != "value_error" else f"{path}: {key}: {message}"
-    )
+    return f"{path}: {key}: {message}" + (f", not {e['input']!r}" if e["type"] != "value_error" else "")

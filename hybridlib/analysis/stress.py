@@ -8,10 +8,11 @@ import pandas as pd
 from hybridlib.analysis.load import KEYS, Records
 from hybridlib.analysis.series import around_fault
 from hybridlib.analysis.wording import number
-from hybridlib.records import Checks
+from hybridlib.analysis.results import Evidence
 
 DETECT_STEPS = 3  # real steps within which a fault must be answered by a rollback
 RECOVER_STEPS = 100  # nominal steps within which the loss must be back under its level before the fault
+LEAST_THROUGHPUT = 0.5  # of the study's `hybrid`, in trained tokens a second
 SHARE_TOLERANCE = 0.05  # how far a phase's share may move between the run's halves
 
 
@@ -36,7 +37,7 @@ def finishes(steps: pd.DataFrame, trained_tokens_per_s: float, reference_tokens_
     real = steps[steps.real == 1]
     finite = bool(np.isfinite(real.loss).all())
     share = trained_tokens_per_s / reference_tokens_per_s
-    return bool(finite and share >= 0.5), (
+    return bool(finite and share >= LEAST_THROUGHPUT), (
         f"{len(real)} real steps, losses {'all finite' if finite else 'NOT all finite'}; "
         f"{number(trained_tokens_per_s)} trained tokens/s, {number(share)} of hybrid's {number(reference_tokens_per_s)}"
     )
@@ -52,8 +53,8 @@ def recovery(steps: pd.DataFrame) -> tuple[bool, str]:
     if math.isnan(rolled):
         return False, f"fault at step {at}, no rollback after it"
     return rolled <= DETECT_STEPS and recovered <= RECOVER_STEPS, (
-        f"fault at step {at}, detected {number(detected)} and rolled back {number(rolled)} real steps later; loss {number(near[near.step >= at].loss.max(), 4)} "
-        f"at worst, back under its mean before the fault, {number(near.running_mean.iloc[0], 4)}, "
+        f"fault at step {at}, detected {number(detected)} and rolled back {number(rolled)} real steps later; "
+        f"loss {number(near[near.step >= at].loss.max(), 4)} at worst, back under its mean before the fault, {number(near.running_mean.iloc[0], 4)}, "
         + ("never" if math.isnan(recovered) else f"{number(recovered)} steps after it")
     )
 
@@ -82,8 +83,8 @@ TESTS = {
 }
 
 
-def judge(records: Records, test: str, checks: Checks) -> str:
-    """Judges every run of a test's arm, adds the result to `checks`, and says it in Markdown; without a run, nothing
+def judge(records: Records, test: str, evidence_of: Evidence) -> str:
+    """Judges every run of a test's arm, adds the result to the evidence, and says it in Markdown; without a run, nothing
     is added."""
     arm, about = TESTS[test]
     mine = records.where(arm=[arm])
@@ -100,5 +101,5 @@ def judge(records: Records, test: str, checks: Checks) -> str:
     if not results:
         return f"**{test}** was not run: `{arm}` has no complete run."
     passed, evidence = all(good for good, _ in results), "; ".join(said for _, said in results)
-    checks.add(test, about, passed, evidence)
+    evidence_of.add(test, about, passed, evidence)
     return f"**{test} {'passes' if passed else 'fails'}**: {evidence}."

@@ -2,7 +2,7 @@
 
 import math
 
-from hybridlib.analysis.stats import Effect
+from hybridlib.analysis.statistics import Effect
 
 
 def number(value: float, digits: int = 3) -> str:
