@@ -157,7 +157,9 @@ class HybridTrainer:
         self.snapshots.save(self.state_dict())
 
     def state_dict(self) -> State:
-        """Return all that the next steps depend on. Not to be called in Predict."""
+        """Return all that the next steps depend on. Raise `RuntimeError` in Predict, whose steps are not states to go on from."""
+        if self._coasting:
+            raise RuntimeError("in Predict there is no state to save: a snapshot is taken before it or after it")
         if self.offload:
             self.offload.restore()  # after Predict's last step it is still away
         return dict(
