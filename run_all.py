@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hybridlib import execute, report, reproduce
-from hybridlib.live import ProgressLine, duration
-from hybridlib.orphans import end_with
-from hybridlib.pipeline import Pipeline, known_times
-from hybridlib.plan import STAGES, Job, estimated_s, plan
-from hybridlib.records import RunFolder
-from hybridlib.studies import OUTPUTS, load_study
+from hybridlib.study import execute, export, reproduce
+from hybridlib.study.progress_line import ProgressLine, duration
+from hybridlib.study.orphans import end_with
+from hybridlib.study.pipeline import Pipeline, known_times
+from hybridlib.study.plan import STAGES, Job, estimated_s, plan
+from hybridlib.study.records import RunFolder
+from hybridlib.study.parameters import OUTPUTS, load_study
 
 RESUMABLE = os.EX_TEMPFAIL  # 75, in sysexits.h: try again later
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
@@ -171,7 +171,7 @@ def train_sweeps(study: str) -> int:
 def measure_speed(args: argparse.Namespace) -> int:
     """Times this machine, in processes of their own, with nothing beside them; the exit status."""
     console.print("Measuring speed: some minutes, with the machine to itself.")
-    command = [sys.executable, "-m", "hybridlib.speed", "--study", args.study, "--device", args.device]
+    command = [sys.executable, "-m", "hybridlib.benchmark", "--study", args.study, "--device", args.device]
     return beside(command)
 
 
@@ -189,9 +189,9 @@ def attempt(job: Job, label: str, pipeline: Pipeline) -> bool:
             if job.stage == "report":
                 pipeline.write(STAGES[:-1])  # the report judges the pipeline: all of it but itself
             execute.execute(job, study)
-            warnings = report.export(OUTPUTS / study, execute.executed(job, study)) if job.stage == "report" else []
+            warnings = export.export(OUTPUTS / study, execute.executed(job, study)) if job.stage == "report" else []
         status, message = "complete", ""
-    except (execute.JobFailed, report.ExportFailed) as error:
+    except (execute.JobFailed, export.ExportFailed) as error:
         status, message, warnings = "failed", str(error), []
     seconds = time.monotonic() - started
     pipeline.add(job, status, seconds, message)
@@ -207,7 +207,7 @@ def conclude(jobs: list[Job], pipeline: Pipeline, seconds: float) -> int:
     folder = OUTPUTS / pipeline.study.study
     if (folder / "results.json").exists():
         console.print(verdicts(json.loads((folder / "results.json").read_text())))
-    for name in ("report.pdf", "report.html", report.MARKDOWN):
+    for name in ("report.pdf", "report.html", export.MARKDOWN):
         if (folder / name).exists():
             console.print(str(folder / name))
     for job in jobs:

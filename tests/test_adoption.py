@@ -560,7 +560,7 @@ def test_parameters_without_names_are_refused() -> None:
 
 @pytest.mark.timed
 def test_a_step_without_a_jump_costs_a_hundredth_of_a_nano_step_at_most() -> None:
-    from hybridlib.config import Model
+    from hybridlib.study.run import Model
     from hybridlib.training.models import build
 
     model = build(Model(preset="nano"), seed=1)

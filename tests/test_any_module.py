@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from hybridlib import HybridOptimizer, Linear, PhaseSchedule, Predictor, Spectral
-from hybridlib.catalogue import predictor_settings
-from hybridlib.config import Predictor as Settings
+from hybridlib.study.catalogue import predictor_settings
+from hybridlib.study.run import Predictor as Settings
 from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Weights, is_embedding, is_matrix

@@ -13,7 +13,7 @@ from hybridlib.analysis.effects import by_seed, effect
 from hybridlib.analysis.measured import FAIL, INCONCLUSIVE, PASS, measured_parts, sources_with_power
 from hybridlib.analysis.results import write_results
 from hybridlib.analysis.rules import read_rules
-from hybridlib.studies import PARAMS, ParameterError
+from hybridlib.study.parameters import PARAMS, ParameterError
 
 
 def judged(fake) -> pd.DataFrame:

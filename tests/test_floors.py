@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 import hybridlib
-from hybridlib.studies import ROOT
+from hybridlib.study.parameters import ROOT
 
 SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

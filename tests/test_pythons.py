@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridlib.studies import ROOT
+from hybridlib.study.parameters import ROOT
 
 # What `run_all.py --dry-run` imports; torch and all that trains is not among it.
 NEEDED = ["filelock", "jupyter_client", "nbclient", "nbconvert", "nbformat", "numpy", "pandas", "papermill", "pydantic", "PyYAML",

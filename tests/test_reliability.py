@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from hybridlib.analysis import figures_reliability, reliability, sizes
-from hybridlib.records import RunFolder
+from hybridlib.study.records import RunFolder
 
 
 def test_what_was_not_measured_is_said_so(tmp_path) -> None:

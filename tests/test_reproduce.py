@@ -11,10 +11,10 @@ import yaml
 from rich.console import Console
 
 import run_all
-from hybridlib import comparison, pipeline, progress, reproduce
-from hybridlib.records import RunFolder
-from hybridlib.studies import ROOT, load_study
-from hybridlib.study import Study
+from hybridlib.study import comparison, pipeline, progress, reproduce
+from hybridlib.study.records import RunFolder
+from hybridlib.study.parameters import ROOT, load_study
+from hybridlib.study.schema import Study
 
 STUDY = dict(
     study="little", model=dict(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=48), sources=dict(markov=dict(kind="markov")),

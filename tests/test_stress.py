@@ -5,7 +5,7 @@ import math
 import pandas as pd
 
 from hybridlib.analysis import load, stress
-from hybridlib.records import Checks
+from hybridlib.study.records import Checks
 
 
 def stress_steps(losses, events) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybridlib.config import Model, Source
+from hybridlib.study.run import Model, Source
 from hybridlib.method.guards import DivergenceMonitor
 from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.optimizer import HybridOptimizer

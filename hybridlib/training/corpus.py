@@ -8,8 +8,8 @@ from typing import Callable
 import numpy as np
 import tokenizers
 
-from hybridlib.config import Source
-from hybridlib.studies import ROOT
+from hybridlib.study.run import Source
+from hybridlib.study.parameters import ROOT
 from hybridlib.training import corpus_cache
 from hybridlib.training.activity import Activity
 from hybridlib.training.text_files import CorpusError, digest, read_texts, shown

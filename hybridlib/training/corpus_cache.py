@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hybridlib.records import writing
+from hybridlib.study.records import writing
 
 STALE_S = 3600.0  # nobody writes that long
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridlib import progress, provenance
-from hybridlib.config import Run
+from hybridlib.study import progress, provenance
+from hybridlib.study.run import Run
 from hybridlib.method.schedule import Phase, PhaseState
-from hybridlib.records import EvalRecord, RunFolder, StepRecord
-from hybridlib.summary import UNTIMED_STEPS, summarise
+from hybridlib.study.records import EvalRecord, RunFolder, StepRecord
+from hybridlib.study.summary import UNTIMED_STEPS, summarise
 from hybridlib.training.assemble import device_name, make_trainer, pick_device, warm_up_kernels
 from hybridlib.training.average import WeightAverage
 from hybridlib.training.checkpoint import CheckpointFile

@@ -6,7 +6,7 @@ import torch
 from schedulefree import AdamWScheduleFree
 from torch import nn
 
-from hybridlib.config import Optimizer as Settings
+from hybridlib.study.run import Optimizer as Settings
 from hybridlib.method.predictors.base import is_matrix
 
 

@@ -12,7 +12,7 @@ from hybridlib.method.optimizer import HybridOptimizer
 from hybridlib.method.predictors.base import Weights
 from hybridlib.method.ranks import mean_over_ranks
 from hybridlib.method.schedule import Phase, PhaseState
-from hybridlib.records import StepRecord
+from hybridlib.study.records import StepRecord
 from hybridlib.training.checkpoint import CheckpointFile, Snapshots, State, random_state, set_random_state
 from hybridlib.training.memory import give_back
 from hybridlib.training.meter import Meter

@@ -13,16 +13,16 @@ from typing import Any
 
 from rich.console import Console
 
-from hybridlib import progress, provenance
-from hybridlib.comparison import agree, compare, in_words, shown, speed, verdict
-from hybridlib.config import Run
-from hybridlib.live import ProgressLine, duration
-from hybridlib.orphans import end_with
-from hybridlib.pipeline import known_times
-from hybridlib.plan import Job, estimated_s, plan
-from hybridlib.records import RunFolder, write_atomically
-from hybridlib.studies import OUTPUTS
-from hybridlib.study import Study
+from hybridlib.study import progress, provenance
+from hybridlib.study.comparison import agree, compare, in_words, shown, speed, verdict
+from hybridlib.study.run import Run
+from hybridlib.study.progress_line import ProgressLine, duration
+from hybridlib.study.orphans import end_with
+from hybridlib.study.pipeline import known_times
+from hybridlib.study.plan import Job, estimated_s, plan
+from hybridlib.study.records import RunFolder, write_atomically
+from hybridlib.study.parameters import OUTPUTS
+from hybridlib.study.schema import Study
 
 PAIR, DATA = ("baseline", "hybrid"), "text"  # what the criteria of speed and quality compare, and on which source
 PATIENCE_S = 30.0  # for a checkpoint
@@ -96,7 +96,7 @@ def train_again(runs: list[Run], device: str, console: Console) -> None:
 
 def train_alone(run: Run, device: str) -> None:
     """Train a run in a process that ends with this one. Raises `CannotTrain`."""
-    me, command = os.getpid(), [sys.executable, "-m", "hybridlib.reproduce", run.model_dump_json(), device]
+    me, command = os.getpid(), [sys.executable, "-m", "hybridlib.study.reproduce", run.model_dump_json(), device]
     options = dict(stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=lambda: end_with(me))
     with subprocess.Popen(command, **options) as process:
         try:

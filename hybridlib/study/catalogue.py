@@ -9,7 +9,7 @@ from typing import Any
 
 from hybridlib.method import settings
 
-FOLDER = Path(__file__).parent / "method" / "predictors"
+FOLDER = Path(__file__).parents[1] / "method" / "predictors"
 BASE = "hybridlib.method.predictors.base"
 Kinds = dict[str, Any]  # a setting's name -> the type annotation of what it may be
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from hybridlib.records import RunFolder
-from hybridlib.summary import summarise, time_to_target_s
+from hybridlib.study.records import RunFolder
+from hybridlib.study.summary import summarise, time_to_target_s
 
 # Relative, of the final held-out loss. Verdicts turn on whole percents of it, of which this is a hundredth; what another
 # processor rounds otherwise stays below it, where a seed or a setting of its own moves the loss by more.
