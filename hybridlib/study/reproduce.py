@@ -96,7 +96,7 @@ def train_again(runs: list[Run], device: str, console: Console) -> None:
 
 def train_alone(run: Run, device: str) -> None:
     """Train a run in a process that ends with this one. Raises `CannotTrain`."""
-    me, command = os.getpid(), [sys.executable, "-m", "hybridlib.study.reproduce", run.model_dump_json(), device]
+    me, command = os.getpid(), [sys.executable, "-m", "hybridlib.training.experiment", run.model_dump_json(), device]
     options = dict(stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=lambda: end_with(me))
     with subprocess.Popen(command, **options) as process:
         try:
@@ -110,9 +110,3 @@ def train_alone(run: Run, device: str) -> None:
             raise
     if process.returncode:
         raise CannotTrain(f"{run.id} could not be trained: {(said.strip().splitlines() or [process.returncode])[-1]}")
-
-
-if __name__ == "__main__":
-    from hybridlib.training.experiment import train  # knows torch, which a plan does without
-
-    train(Run.model_validate_json(sys.argv[1]), sys.argv[2])

@@ -202,3 +202,7 @@ def weights_sha256(model: nn.Module) -> str:
 def held_out_loss(model: nn.Module, batches: list[Batch]) -> float:
     """Mean loss in nats over fixed batches, in float32 whatever the arm's precision."""
     return sum(float(loss_fn(model, batch)) for batch in batches) / len(batches)
+
+
+if __name__ == "__main__":  # a run as JSON, and a device: for a process of its own
+    train(Run.model_validate_json(sys.argv[1]), sys.argv[2])
