@@ -60,9 +60,12 @@ def gradients(model: nn.Module, optimizer: HybridOptimizer) -> Tensor:
 
 
 def train(model: nn.Module, optimizer: HybridOptimizer, until: int) -> None:
+    calls = 0
     while optimizer.nominal_steps < until:
         gradients(model, optimizer)
         optimizer.step()
+        calls += 1
+        assert calls <= until, "the optimizer does not come forward"
 
 
 def to_jump(model: nn.Module, optimizer: HybridOptimizer) -> dict[str, Tensor]:
@@ -157,7 +160,8 @@ def test_the_loop_is_bitwise_hybrid_trainer(name: str) -> None:
     from hybridlib.training.trainer import HybridTrainer
 
     looped, trained = make(), make()
-    optimizer, trainer = hybrid(looped, PREDICTORS[name]()), HybridTrainer(hybrid(trained, PREDICTORS[name]()), Objective(trained, loss_of))
+    optimizer = hybrid(looped, PREDICTORS[name]())
+    trainer = HybridTrainer(hybrid(trained, PREDICTORS[name]()), Objective(trained, loss_of))
     while optimizer.nominal_steps < 64:
         optimizer.step(loss=gradients(looped, optimizer))
     events = [trainer.step(batch(trainer.real_steps)).event for _ in range(64)]
@@ -538,7 +542,8 @@ def test_it_is_an_optimizer_with_all_that_one_has() -> None:
 def test_shared_weights_move_once_under_their_first_name() -> None:
     model = nn.ModuleDict(dict(tok_emb=nn.Embedding(7, 4), head=nn.Linear(4, 7, bias=False)))
     model["head"].weight = model["tok_emb"].weight
-    optimizer = HybridOptimizer(torch.optim.SGD(model.parameters(), 0.1), model.named_parameters(remove_duplicate=False), CYCLES, Linear())
+    named = model.named_parameters(remove_duplicate=False)
+    optimizer = HybridOptimizer(torch.optim.SGD(model.parameters(), 0.1), named, CYCLES, Linear())
     assert [name for name, _ in optimizer.weights] == ["tok_emb.weight"]
 
 

@@ -109,7 +109,9 @@ def test_the_optimizer_is_the_algorithm(lengths: tuple[int, int, int, int, int])
             torch.testing.assert_close(found[taken][name], weight, rtol=1e-6, atol=1e-9, msg=lambda m: f"{name} after {taken}: {m}")
 
 
-@pytest.mark.parametrize("change", [dict(momentum=0.0), dict(fade=0.0), dict(embeddings=False), dict(vector_gain=GAIN), dict(iterations=4)])
+@pytest.mark.parametrize(
+    "change", [dict(momentum=0.0), dict(fade=0.0), dict(embeddings=False), dict(vector_gain=GAIN), dict(iterations=4)]
+)
 def test_the_comparison_sees_every_part_of_the_algorithm(change: dict[str, Any]) -> None:
     lengths = (WARMUP, FULL, PREDICT, CORRECT, TOTAL)
     wanted, found = reference(lengths)[TOTAL], trained(lengths, **change)[TOTAL]

@@ -89,7 +89,8 @@ def judged(losses: tuple[float, float]) -> dict[str, Any]:
     landed, before = sha(model), SENT["others"]
     gradients(model, optimizer)
     optimizer.step(loss=losses[RANK])
-    return dict(phase=str(optimizer.phase), nominal=optimizer.nominal_steps, moved=sha(model) != landed, sha=sha(model), sent=SENT["others"] - before)
+    moved, sent = sha(model) != landed, SENT["others"] - before
+    return dict(phase=str(optimizer.phase), nominal=optimizer.nominal_steps, moved=moved, sha=sha(model), sent=sent)
 
 
 def trained() -> dict[str, Any]:
@@ -103,7 +104,7 @@ def trained() -> dict[str, Any]:
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     dist.all_reduce = counting(dist.all_reduce)
-    found = dict(phases=phases(), one_catastrophe=judged((1e3, 0.1)), one_mishap=judged((7.0, 0.1)), one_nan=judged((0.1, float("nan"))))
-    found["trained"] = trained()
+    found = dict(phases=phases(), one_catastrophe=judged((1e3, 0.1)), one_mishap=judged((7.0, 0.1)))
+    found |= dict(one_nan=judged((0.1, float("nan"))), trained=trained())
     (Path(sys.argv[1]) / f"{RANK}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

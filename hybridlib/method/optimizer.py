@@ -14,7 +14,16 @@ from hybridlib.method.offload import TensorStore
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.method.ranks import mean_over_ranks
 from hybridlib.method.schedule import Phase, PhaseSchedule, PhaseState
-from hybridlib.method.wrapping import ChosenByGroup, Moments, WrappingOptimizer, first_names, forget_moments, predictable, replayed, unscaled
+from hybridlib.method.wrapping import (
+    ChosenByGroup,
+    Moments,
+    WrappingOptimizer,
+    first_names,
+    forget_moments,
+    predictable,
+    replayed,
+    unscaled,
+)
 
 LOSSES_KEPT = 50  # of computed steps, for the mean that a jump's loss is held against
 
@@ -203,7 +212,7 @@ class HybridOptimizer(WrappingOptimizer):
     def _begin(self) -> Weights:
         """A computed step begins: return the weights that it moves."""
         if self.phase is Phase.PREDICT:
-            raise RuntimeError(f"step {self.position.step} is the first of Predict: it is for jump(), which comes before the next gradient")
+            raise RuntimeError(f"step {self.position.step} begins Predict: jump() comes before the next gradient")
         self._settle()
         weights = self._followed()
         if self.phase is Phase.FULL and self.position.index == 0:
@@ -213,8 +222,8 @@ class HybridOptimizer(WrappingOptimizer):
     def _followed(self) -> Weights:
         """Return the weights. Where others require gradients than before, the predictor's path is not theirs: it starts anew."""
         weights = self.weights
-        path, before, self._path = [name for name, _ in weights], self._path, [name for name, _ in weights]
-        if before is not None and path != before:
+        before, self._path = self._path, [name for name, _ in weights]
+        if before is not None and self._path != before:
             self.predictor.forget()
             if self.phase in (Phase.FULL, Phase.PREDICT):
                 self.predictor.start(weights)

@@ -75,7 +75,7 @@ class Objective:
         size, devices = size_of(batch), [self.device] if self.device.type == "cuda" else []
         part = -(-size // PROBE_PARTS)
         with torch.random.fork_rng(devices), self.buffers_kept():
-            return self._loss(mapped(batch, lambda tensor: tensor[:part] if tensor.ndim and len(tensor) == size else tensor), gradients=False)
+            return self._loss(mapped(batch, lambda t: t[:part] if t.ndim and len(t) == size else t), gradients=False)
 
     @contextmanager
     def buffers_kept(self) -> Iterator[None]:
