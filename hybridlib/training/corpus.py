@@ -3,6 +3,7 @@
 import hashlib
 import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import Callable
 
 import numpy as np
@@ -123,13 +124,17 @@ def with_both_sides(train: list[str], held_out: list[str], held_out_pct: float) 
     lacking = [size < share / 400 * sum(sizes) for size, share in zip(sizes, shares)]
     if not any(lacking):
         return train, held_out
-    longest = max(held_out if lacking[0] else train, key=len)
-    at = max(1, round(len(longest) * (1 - min(max(held_out_pct, LEAST_PCT), 100 - LEAST_PCT) / 100)))
+    whole = held_out if lacking[0] else train
+    longest = max(whole, key=len)
+    copies = whole.count(longest)
+    held_share = min(max(held_out_pct, LEAST_PCT), 100 - LEAST_PCT) / 100
+    at = min(max(1, round(len(longest) * (1 - held_share))), len(longest) - 1)
     others, others_held = set(train) - {longest}, set(held_out) - {longest}
-    for end in range(at, len(longest)):
+    for end in chain(range(at, len(longest)), range(at - 1, 0, -1)):
         start, rest = longest[:end], longest[end:]
-        if start != rest and start not in others_held and rest not in others:
-            return [start if text == longest else text for text in train] if lacking[1] else [*train, start], (
-                [rest if text == longest else text for text in held_out] if lacking[0] else [*held_out, rest]
-            )
+        if start == rest or start in others_held or rest in others:
+            continue
+        if lacking[0]:
+            return [*train, *[start] * copies], [rest if text == longest else text for text in held_out]
+        return [start if text == longest else text for text in train], [*held_out, *[rest] * copies]
     return train, held_out

@@ -10,8 +10,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 LONGEST_WORD = 256
 # Learning takes about 100 bytes of memory for each byte of a distinct word. Text whose words repeat stays below this
 # however long it is (40 MB of a dictionary hold 2.3 MB of distinct words); of other text, what is below it is a fair sample.
-DISTINCT_BYTES = 3 << 20
-CHUNK, TOGETHER = 1 << 14, 1 << 18  # characters handed over at once, one by one and side by side
+DISTINCT_BYTES = 5 << 19
+CHUNK, TOGETHER = 1 << 12, 1 << 16  # characters handed over at once, one by one and side by side
 
 # Words as Radford et al. (2019) have them, which is what `pre_tokenizers.ByteLevel` uses, with a longest length.
 WORD = Regex(
