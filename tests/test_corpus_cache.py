@@ -13,16 +13,16 @@ from typing import Callable
 import numpy as np
 import pytest
 
-from hybridlib.config import Source
-from hybridlib.records import StorageError
-from hybridlib.studies import ROOT
+from hybridlib.study.run import Source
+from hybridlib.study.records import StorageError
+from hybridlib.study.parameters import ROOT
 from hybridlib.training import corpus
 from hybridlib.training.corpus import Corpus, load_corpus
 
 CHILD = """
 import os, sys, time
 from pathlib import Path
-from hybridlib.config import Source
+from hybridlib.study.run import Source
 from hybridlib.training import corpus, corpus_cache
 corpus.CACHE = Path(sys.argv[2])
 if sys.argv[3] == "slow":
