@@ -1,5 +1,7 @@
 # The project's commands. Thin: run_all.py does the work, and only this file knows of .venv and apt.
-#   make study   the whole study, from set-up to outputs/cpu/report.pdf; ARGS="--study smoke" gives run_all.py arguments
+#   make study   set-up, baseline and hybrid trained again and compared with their records, then the whole study up to
+#                outputs/cpu/report.pdf; ARGS="--study smoke" gives run_all.py other arguments than --reproduce
+#   make verify  trains two runs chosen at random again and compares them with their records; ARGS="5 --study gpt2-small"
 #   make test    every test
 #   make crash-test  kills, faults, damage and broken inputs by the hundred; its figures go to outputs/cpu/results/
 #   make prose   the English text that some sweeps of --full train on: a dictionary, from Debian's package dict-gcide
@@ -11,11 +13,14 @@ WORKERS ?= 2
 TEX := texlive-xetex texlive-fonts-recommended texlive-plain-generic pandoc fonts-texgyre fonts-texgyre-math
 AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo -n)
 
-.PHONY: study test crash-test lab clean setup tex lock prose
+.PHONY: study verify test crash-test lab clean setup tex lock prose
 .DEFAULT_GOAL := study
 
 study: setup tex
-	$(BIN)/python run_all.py $(ARGS)
+	$(BIN)/python run_all.py $(or $(ARGS),--reproduce)
+
+verify: setup
+	$(BIN)/python run_all.py --verify $(ARGS)
 
 test: setup tex
 	@command -v pdftotext >/dev/null || $(call apt-install,poppler-utils)
@@ -30,7 +35,7 @@ lab: setup
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter env,$(AS_ROOT)),--allow-root) $(ARGS)
 
 clean:
-	rm -rf .venv .cache .pytest_cache .hypothesis *.egg-info outputs/smoke
+	rm -rf .venv .cache .pytest_cache .hypothesis *.egg-info outputs/smoke outputs/*/reproduced
 	find hybridlib tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 setup: .venv/installed

@@ -1,8 +1,9 @@
 """Runs a study: every notebook of its plan, in order, from training to the report.
 
 Complete jobs are skipped, interrupted ones resumed; a run whose parameters changed, or that was made under another NUMERICS,
-is trained again. Chapters that read records are executed every time. Exit status: 0 if every job of the plan is complete, 1 if not, 2 for a wrong argument or parameter file,
-130 if interrupted and 75 if ended by SIGTERM: both after a checkpoint, and the same command goes on from there.
+is trained again. Chapters that read records are executed every time. Exit status: 0 if every job of the plan is complete, 1
+if not, or if what was trained again does not agree with its records, 2 for a wrong argument or parameter file, 130 if
+interrupted and 75 if ended by SIGTERM: both after a checkpoint, and the same command goes on from there.
 """
 
 import argparse
@@ -20,13 +21,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hybridlib import execute, report
-from hybridlib.live import ProgressLine, duration
-from hybridlib.orphans import end_with
-from hybridlib.pipeline import Pipeline, known_times
-from hybridlib.plan import STAGES, Job, estimated_s, plan
-from hybridlib.records import RunFolder
-from hybridlib.studies import OUTPUTS, load_study
+from hybridlib.study import execute, export, reproduce
+from hybridlib.study.progress_line import ProgressLine, duration
+from hybridlib.study.orphans import end_with
+from hybridlib.study.pipeline import Pipeline, known_times
+from hybridlib.study.plan import STAGES, Job, estimated_s, plan
+from hybridlib.study.records import RunFolder
+from hybridlib.study.parameters import OUTPUTS, load_study
 
 RESUMABLE = os.EX_TEMPFAIL  # 75, in sysexits.h: try again later
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
@@ -53,6 +54,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--keep-going", action="store_true", help="after a failed job go on with the others; the report says what is missing")
     add("--device", default="auto", type=device, metavar="auto|cpu|cuda:N", help="where to train; auto: a GPU if there is one. "
         "Records made on another device are kept, and named; --force trains them again here")
+    add("--reproduce", action="store_true", help="first train baseline and hybrid of the first seed again, beside their records, "
+        "and say whether the same comes out; exit status 1 if not")
+    add("--verify", nargs="?", const=2, type=int, metavar="N", help="only that, for N complete runs chosen at random (default: 2)")
+    add("--choice", type=int, metavar="SEED", help="of --verify: choose as the start did that printed this number")
     return parser.parse_args(argv)
 
 
@@ -62,10 +67,14 @@ def main(argv: list[str] | None = None) -> int:
         study = load_study(args.study)
         jobs = plan(study, args.study, args.only or STAGES, args.arms, args.data, args.seeds, args.full, args.device)
         execute.check(jobs)
+        again = reproduce.pair(study) if args.reproduce else []
     except ValueError as error:  # ParameterError is one
         console.print(f"[red]{escape(str(error))}[/]")
         return 2
-    print_plan(jobs, study.study, args)
+    if args.verify is None:
+        print_plan(jobs, study.study, args)
+        if again:
+            console.print(f"Before it, --reproduce trains {' and '.join(run.id for run in again)} again.")
     if args.dry_run:
         return 0
     folder = OUTPUTS / study.study
@@ -120,11 +129,15 @@ def on_device(job: Job, device: str) -> str:
 
 def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
     """Executes what is to do; returns the exit status."""
-    study, started = pipeline.study.study, time.monotonic()
-    if args.force:
+    study, started, agree = pipeline.study.study, time.monotonic(), True
+    if args.force and args.verify is None:
         for job in jobs:
             execute.forget(job, study)
     try:
+        if args.verify is not None:
+            return 0 if reproduce.verify(pipeline.study, args.verify, args.choice, args.device, console) else 1
+        if args.reproduce:
+            agree = reproduce.reproduce(pipeline.study, args.device, console)
         if args.full and "research" in (args.only or STAGES) and train_sweeps(args.study):
             console.print("[red]Some trials failed; the chapter of research names what is missing.[/]")
         if "speed" in (args.only or (STAGES if args.full else ())) and measure_speed(args):
@@ -141,7 +154,13 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
         pipeline.write()
         console.print("Stopped. The same command goes on from here.")
         return RESUMABLE if interrupt.args == (signal.SIGTERM,) else 130
-    return conclude(jobs, pipeline, time.monotonic() - started)
+    except reproduce.CannotTrain as error:
+        console.print(f"[red]{escape(str(error))}[/]")
+        return 1
+    status = conclude(jobs, pipeline, time.monotonic() - started)
+    if not agree:
+        console.print("[red]What was trained again does not agree with its records: see above.[/]")
+    return status if agree else 1
 
 
 def train_sweeps(study: str) -> int:
@@ -152,7 +171,7 @@ def train_sweeps(study: str) -> int:
 def measure_speed(args: argparse.Namespace) -> int:
     """Times this machine, in processes of their own, with nothing beside them; the exit status."""
     console.print("Measuring speed: some minutes, with the machine to itself.")
-    command = [sys.executable, "-m", "hybridlib.speed", "--study", args.study, "--device", args.device]
+    command = [sys.executable, "-m", "hybridlib.benchmark", "--study", args.study, "--device", args.device]
     return beside(command)
 
 
@@ -170,9 +189,9 @@ def attempt(job: Job, label: str, pipeline: Pipeline) -> bool:
             if job.stage == "report":
                 pipeline.write(STAGES[:-1])  # the report judges the pipeline: all of it but itself
             execute.execute(job, study)
-            warnings = report.export(OUTPUTS / study, execute.executed(job, study)) if job.stage == "report" else []
+            warnings = export.export(OUTPUTS / study, execute.executed(job, study)) if job.stage == "report" else []
         status, message = "complete", ""
-    except (execute.JobFailed, report.ExportFailed) as error:
+    except (execute.JobFailed, export.ExportFailed) as error:
         status, message, warnings = "failed", str(error), []
     seconds = time.monotonic() - started
     pipeline.add(job, status, seconds, message)
@@ -188,7 +207,7 @@ def conclude(jobs: list[Job], pipeline: Pipeline, seconds: float) -> int:
     folder = OUTPUTS / pipeline.study.study
     if (folder / "results.json").exists():
         console.print(verdicts(json.loads((folder / "results.json").read_text())))
-    for name in ("report.pdf", "report.html", report.MARKDOWN):
+    for name in ("report.pdf", "report.html", export.MARKDOWN):
         if (folder / name).exists():
             console.print(str(folder / name))
     for job in jobs:

@@ -12,10 +12,10 @@ import nbformat
 import pandas as pd
 import pytest
 
-from hybridlib import studies
+from hybridlib.study import parameters
 from hybridlib.analysis.show import PIPELINE, Shown
 
-NOTEBOOKS = studies.ROOT / "notebooks"
+NOTEBOOKS = parameters.ROOT / "notebooks"
 
 
 def cells(name: str, kind: str = "code") -> list[nbformat.NotebookNode]:
@@ -55,7 +55,7 @@ def run_chapter(name: str, study: Any, monkeypatch: pytest.MonkeyPatch, pipeline
     """Execute a chapter, as the pipeline does or by hand. `given` replaces what a cell assigns to these names."""
     displayed: list[Any] = []
     with monkeypatch.context() as patched:
-        patched.setattr(studies, "OUTPUTS", study.outputs)
+        patched.setattr(parameters, "OUTPUTS", study.outputs)
         patched.setattr(IPython.display, "display", lambda *contents: displayed.extend(contents))
         patched.setenv(PIPELINE, name) if pipeline else patched.delenv(PIPELINE, raising=False)
         names: dict[str, Any] = {"__name__": "__main__"}

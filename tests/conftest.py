@@ -11,10 +11,10 @@ import torch
 import yaml
 from torch import Tensor
 
-from hybridlib.config import Run
-from hybridlib.records import EvalRecord, RunFolder, StepRecord, write_atomically
-from hybridlib.studies import load_study
-from hybridlib.summary import summarise
+from hybridlib.study.run import Run
+from hybridlib.study.records import EvalRecord, RunFolder, StepRecord, write_atomically
+from hybridlib.study.parameters import load_study
+from hybridlib.study.summary import summarise
 from hybridlib.method.predictors.base import Predictor, Weights
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from hybridlib import chapters, studies
-from hybridlib.plan import READERS, Job, plan
-from hybridlib.studies import PARAMS, ROOT, load_study
+from hybridlib.study import chapters, parameters
+from hybridlib.study.plan import READERS, Job, plan
+from hybridlib.study.parameters import PARAMS, ROOT, load_study
 from hybridlib.training import NUMERICS
 
 SMOKE = load_study("smoke")

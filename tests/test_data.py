@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybridlib.config import Source
+from hybridlib.study.run import Source
 from hybridlib.training import corpus
 from hybridlib.training.corpus import CorpusError, load_corpus, tokenise, train_tokenizer
 from hybridlib.training.data import Markov, Uniform, open_source

@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from hybridlib import report
-from hybridlib.plan import CHAPTERS, READERS, plan
-from hybridlib.records import RunFolder
-from hybridlib.studies import PARAMS, ROOT, load_study
+from hybridlib.study import export
+from hybridlib.study.plan import CHAPTERS, READERS, plan
+from hybridlib.study.records import RunFolder
+from hybridlib.study.parameters import PARAMS, ROOT, load_study
 
 CRITERIA = ["C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "H1", "H2"]
 TIMED = ["step_s", "jump_s", "peak_mb"]
@@ -101,7 +101,7 @@ def test_smoke_delivers_the_report_in_every_form(smoke):
     html = (folder / "report.html").read_text()
     assert not re.search(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']https?:", html)
     assert html.count("vegaEmbed(document.currentScript") >= 8
-    links = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (folder / report.MARKDOWN).read_text())
+    links = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (folder / export.MARKDOWN).read_text())
     assert len(links) >= 8 and all((folder / link).is_file() for link in links)
     for link in links:
         assert (folder / link).with_suffix(".svg").is_file()

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from tiny import baseline, run, timeless
 
-from hybridlib import progress
-from hybridlib.records import RunFolder
+from hybridlib.study import progress
+from hybridlib.study.records import RunFolder
 from hybridlib.training.experiment import train
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from tiny import run, timeless
 
-from hybridlib import progress
+from hybridlib.study import progress
 from hybridlib.analysis.stress import recovery_steps
-from hybridlib.config import Fault, Guards, Run
-from hybridlib.records import RunFolder
-from hybridlib.studies import OUTPUTS, load_study
+from hybridlib.study.run import Fault, Guards, Run
+from hybridlib.study.records import RunFolder
+from hybridlib.study.parameters import OUTPUTS, load_study
 from hybridlib.training.assemble import schedule_of
 from hybridlib.training.experiment import train
 from hybridlib.method.guards import DivergenceMonitor

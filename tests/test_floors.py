@@ -14,13 +14,13 @@ import nbformat
 import pytest
 
 import hybridlib
-from hybridlib.studies import ROOT
+from hybridlib.study.parameters import ROOT
 
 SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in [ROOT / "run_all.py", *sorted((ROOT / "hybridlib").rglob("*.py"))]
 }
-DOORS = {f"hybridlib.{name}": f"hybridlib.method.{home}" for name, home in hybridlib._HOME.items()}  # `from hybridlib import Ridge`
+DOORS = {f"hybridlib.{name}": getattr(hybridlib, name).__module__ for name in hybridlib.__all__}  # `from hybridlib import Ridge`
 
 
 def executed(node: ast.AST) -> Iterator[ast.AST]:
@@ -76,15 +76,39 @@ def test_imports_have_no_cycle():
     assert not [name for name, names in GRAPH.items() if "run_all" in names]
 
 
-def test_analysis_knows_neither_torch_nor_training():
-    known = reached(within("hybridlib.analysis", set(SOURCES)))
-    for package in ("torch", "transformers", "safetensors", "hybridlib.training"):
+# A room -> the rooms that it may import. Of `training`, all may know the number of the numerics.
+ROOMS = {
+    "method": set(),
+    "study": {"method"},
+    "training": {"method", "study"},
+    "analysis": {"study"},
+    "benchmark": {"method", "study", "training"},
+}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_arrows_between_rooms_go_where_the_house_says(room):
+    mine = within(f"hybridlib.{room}", set(SOURCES))
+    ours = within("hybridlib", set().union(*(GRAPH[name] for name in mine))) - mine - {"hybridlib.training"}
+    assert mine and {name.split(".")[1] for name in ours} <= ROOMS[room]
+
+
+def test_the_root_is_a_door_and_the_command_stands_on_the_study_alone():
+    roots = {name for name in within("hybridlib", set(SOURCES)) if name.count(".") == 1}
+    assert roots == {f"hybridlib.{room}" for room in ROOMS}
+    assert {name.split(".")[1] for name in within("hybridlib", GRAPH["run_all"])} == {"study"}
+
+
+@pytest.mark.parametrize("room", ["study", "analysis"])
+def test_parameters_records_and_verdicts_know_no_torch(room):
+    known = reached(within(f"hybridlib.{room}", set(SOURCES)))
+    for package in ("torch", "transformers", "safetensors", "hybridlib.training", "hybridlib.benchmark"):
         assert not knows(package, known), package
 
 
-def test_training_knows_no_analysis():
+def test_training_draws_nothing():
     known = reached(within("hybridlib.training", set(SOURCES)))
-    for package in ("hybridlib.analysis", "altair", "papermill", "nbconvert", "scipy"):
+    for package in ("altair", "papermill", "nbconvert", "scipy"):
         assert not knows(package, known), package
 
 
@@ -124,14 +148,6 @@ def test_the_door_loads_what_is_asked_for_and_no_more(code, loads):
 def test_everything_behind_the_door_takes_a_fifth_of_a_second_over_torch():
     clock = f"import torch, time, json; a = time.perf_counter(); {DOOR}; print(json.dumps(time.perf_counter() - a))"
     assert min(in_a_fresh_process(clock) for _ in range(3)) <= 0.2, "the least of three: others share the machine"
-
-
-@pytest.mark.parametrize("name", [n for n in SOURCES if n.count(".") < 2 and not n.endswith(("training", "analysis"))])
-def test_the_ground_floor_stands_on_itself(name):
-    """Parameters, records, plan and command: without torch, and knowing neither of the two that stand on them."""
-    known = reached({name})
-    for package in ("torch", "transformers", "hybridlib.training", "hybridlib.analysis"):
-        assert not knows(package, known), package
 
 
 @pytest.mark.parametrize("name", ["00_question", "06_benchmark", "07_stress", "08_ablation", "09_report"])

@@ -18,9 +18,9 @@ import pandas as pd
 import pytest
 import torch
 
-from hybridlib import progress, provenance
-from hybridlib.config import Run
-from hybridlib.records import RunFolder
+from hybridlib.study import progress, provenance
+from hybridlib.study.run import Run
+from hybridlib.study.records import RunFolder
 from hybridlib.training.experiment import train
 from tiny import HYBRID, TINY
 

@@ -11,10 +11,10 @@ import yaml
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from hybridlib import execute, progress
-from hybridlib.config import Source
-from hybridlib.plan import TRAINING, Job, plan
-from hybridlib.studies import PARAMS, ROOT, load_study
+from hybridlib.study import execute, progress
+from hybridlib.study.run import Source
+from hybridlib.study.plan import TRAINING, Job, plan
+from hybridlib.study.parameters import PARAMS, ROOT, load_study
 from hybridlib.training import corpus
 
 SMOKE = (PARAMS / "smoke.yaml").read_text()

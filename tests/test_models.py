@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hybridlib.config import PRESETS, Model
+from hybridlib.study.run import PRESETS, Model
 from hybridlib.training.models import build, flops_per_token, loss_fn, parameter_count
 
 TINY = Model(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=32)

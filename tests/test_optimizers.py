@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridlib.config import Model, Optimizer
+from hybridlib.study.run import Model, Optimizer
 from hybridlib.method.wrapping import forget_moments
 from hybridlib.training import tensor_file
 from hybridlib.training.average import WeightAverage

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridlib.studies import load_study
+from hybridlib.study.parameters import load_study
 from hybridlib.training.assemble import schedule_of
 from hybridlib.method.schedule import Phase, PhaseSchedule
 

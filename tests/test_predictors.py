@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hybridlib.config import predictor_settings
+from hybridlib.study.run import predictor_settings
 from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Predictor, Weights
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from tiny import run
 
-from hybridlib import progress
-from hybridlib.config import Run
-from hybridlib.records import RunFolder
-from hybridlib.studies import OUTPUTS
+from hybridlib.study import progress
+from hybridlib.study.run import Run
+from hybridlib.study.records import RunFolder
+from hybridlib.study.parameters import OUTPUTS
 from hybridlib.training import NUMERICS
 
 

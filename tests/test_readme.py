@@ -3,7 +3,7 @@
 import pytest
 
 from hybridlib.analysis.readme import BEGIN, END, block, committed, renewed
-from hybridlib.studies import ROOT
+from hybridlib.study.parameters import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

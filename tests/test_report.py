@@ -14,9 +14,9 @@ from IPython.core.formatters import DisplayFormatter
 from nbconvert.utils import pandoc
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from hybridlib import report
 from hybridlib.analysis.show import PIPELINE, made, save
-from hybridlib.sections import without_empty
+from hybridlib.study import export
+from hybridlib.study.sections import without_empty
 
 CHARACTERS = "α β γ η μ σ Δ × ≤ ≥ ≈ ± − – → ∞ √ ² ½ … “ ”"
 CAPTION = "Loss against step: 3 % & 5_000 tokens, Δ ≤ 1 %"
@@ -55,7 +55,7 @@ def study(tmp_path_factory) -> Iterator[Path]:
         shown(chart, "again", "A second figure", folder),
         shown(frame, "arms", "Arms & more", folder),
     ]
-    assert report.export(folder, notebook(folder, *cells)) == []
+    assert export.export(folder, notebook(folder, *cells)) == []
     yield folder
     patched.undo()
 
@@ -85,9 +85,9 @@ def test_pdf_figures_are_vectors_and_fonts_are_embedded(study):
 
 
 def test_the_same_notebook_gives_the_same_bytes(study):
-    names = ["report.pdf", "report.tex", "report.html", report.MARKDOWN]
+    names = ["report.pdf", "report.tex", "report.html", export.MARKDOWN]
     before = [(study / name).read_bytes() for name in names]
-    report.export(study, study / "executed.ipynb")
+    export.export(study, study / "executed.ipynb")
     assert [(study / name).read_bytes() for name in names] == before
 
 
@@ -111,7 +111,7 @@ def test_html_holds_text_formulas_and_captions_and_no_code(study):
 
 
 def test_markdown_links_the_plots_by_relative_paths(study):
-    text = (study / report.MARKDOWN).read_text()
+    text = (study / export.MARKDOWN).read_text()
     links = re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
     assert links == ["shown/loss.png", "shown/again.png"]
     assert all((study / link).is_file() for link in links)
@@ -122,19 +122,19 @@ def test_markdown_links_the_plots_by_relative_paths(study):
 def test_a_latex_error_is_shown(tmp_path):
     data = {"text/latex": r"fine \undefinedthing", "text/plain": "fine"}
     bad = new_code_cell("", outputs=[new_output("display_data", data=data)])
-    with pytest.raises(report.ExportFailed, match=r"(?s)Undefined control sequence.*\\undefinedthing"):
-        report.export(tmp_path, notebook(tmp_path, bad))
+    with pytest.raises(export.ExportFailed, match=r"(?s)Undefined control sequence.*\\undefinedthing"):
+        export.export(tmp_path, notebook(tmp_path, bad))
     assert (tmp_path / "report.html").exists() and not (tmp_path / "report.pdf").exists()
 
 
 def test_a_lost_character_is_an_error(tmp_path):
-    with pytest.raises(report.ExportFailed, match="characters.*☃"):
-        report.export(tmp_path, notebook(tmp_path, new_markdown_cell("A snowman ☃.")))
+    with pytest.raises(export.ExportFailed, match="characters.*☃"):
+        export.export(tmp_path, notebook(tmp_path, new_markdown_cell("A snowman ☃.")))
 
 
 def test_a_line_too_wide_is_a_warning(tmp_path):
     wide = new_markdown_cell("## Wide\n\n`" + "x" * 120 + "`")
-    warnings = report.export(tmp_path, notebook(tmp_path, wide))
+    warnings = export.export(tmp_path, notebook(tmp_path, wide))
     assert len(warnings) == 1 and "pt too wide" in warnings[0]
 
 
@@ -142,18 +142,18 @@ def test_without_tex_everything_else_is_exported(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "pandoc").symlink_to(shutil.which("pandoc"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    with pytest.raises(report.ExportFailed, match="no xelatex.*make tex"):
-        report.export(tmp_path / "study", notebook(tmp_path / "study"))
-    assert {p.name for p in (tmp_path / "study").glob("*")} >= {"report.html", "report.tex", report.MARKDOWN}
+    with pytest.raises(export.ExportFailed, match="no xelatex.*make tex"):
+        export.export(tmp_path / "study", notebook(tmp_path / "study"))
+    assert {p.name for p in (tmp_path / "study").glob("*")} >= {"report.html", "report.tex", export.MARKDOWN}
 
 
 def test_without_pandoc_there_is_markdown_still(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     pandoc.clean_cache()
     monkeypatch.setattr(pandoc.check_pandoc_version, "_cached", None)
-    with pytest.raises(report.ExportFailed, match="pandoc is not installed"):
-        report.export(tmp_path, notebook(tmp_path))
-    assert (tmp_path / report.MARKDOWN).exists()
+    with pytest.raises(export.ExportFailed, match="pandoc is not installed"):
+        export.export(tmp_path, notebook(tmp_path))
+    assert (tmp_path / export.MARKDOWN).exists()
 
 
 def test_what_has_no_records_is_left_out_with_its_reading_and_its_section(tmp_path: Path) -> None:
@@ -170,4 +170,4 @@ def test_what_has_no_records_is_left_out_with_its_reading_and_its_section(tmp_pa
 
 def test_a_report_of_damaged_records_is_dated_by_the_others(fake_study) -> None:
     (fake_study.folder / "runs" / "hold-text-s3" / "run.json").write_text("{")
-    assert f"{report.last_record(fake_study.folder):%Y-%m-%d}" == "2026-01-01"
+    assert f"{export.last_record(fake_study.folder):%Y-%m-%d}" == "2026-01-01"

@@ -10,7 +10,7 @@ from chapter import run_chapter
 
 from hybridlib.analysis.load import read_records
 from hybridlib.analysis.research import COLUMNS, RATIOS, REFERENCE, Research, with_baselines
-from hybridlib.records import RunFolder
+from hybridlib.study.records import RunFolder
 
 
 def curve(*losses: float) -> pd.DataFrame:

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 import run_all
-from hybridlib import chapters, execute, live, pipeline, progress
-from hybridlib.plan import CHAPTERS, STAGES, TRAINING, Job, estimated_s, plan
-from hybridlib.records import EvalRecord, RunFolder, StepRecord
-from hybridlib.studies import ROOT, load_study
+from hybridlib.study import chapters, execute, pipeline, progress, progress_line
+from hybridlib.study.plan import CHAPTERS, STAGES, TRAINING, Job, estimated_s, plan
+from hybridlib.study.records import EvalRecord, RunFolder, StepRecord
+from hybridlib.study.parameters import ROOT, load_study
 
 SMOKE = load_study("smoke")
 
@@ -128,22 +128,22 @@ def test_estimates_come_from_records_where_there_are_any():
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.4, "0 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
 def test_durations(seconds, said):
-    assert live.duration(seconds) == said
+    assert progress_line.duration(seconds) == said
 
 
 def test_progress_is_read_from_whole_rows_of_this_start_only(tmp_path, monkeypatch):
     run = SMOKE.run("hybrid", "text", 42)
     monkeypatch.setattr(progress, "OUTPUTS", tmp_path)
     records = RunFolder(progress.folder(run))
-    assert live.how_far(run, 0.0) == "starting"
+    assert progress_line.how_far(run, 0.0) == "starting"
     for step in range(1, 31):
         records.add(StepRecord(step, "full", 1, 5.0, 148.4, 1.0, 128 * step, 0.5, None, 10.0, ""))
     records.add(StepRecord(31, "predict", 0, None, None, None, 3840, 0.5, 0.4, 10.0, ""))
     records.flush()
     with (records.path / "steps.csv").open("a") as out:
         out.write("32,full,1,9")
-    assert live.how_far(run, 0.0) == "step 31/60, loss 5.000, 256 tokens/s, 14 s left"
-    assert live.how_far(run, (records.path / "steps.csv").stat().st_mtime + 1) == "starting"
+    assert progress_line.how_far(run, 0.0) == "step 31/60, loss 5.000, 256 tokens/s, 14 s left"
+    assert progress_line.how_far(run, (records.path / "steps.csv").stat().st_mtime + 1) == "starting"
 
 
 def test_the_pipelines_outcome_keeps_what_is_still_true(tmp_path, monkeypatch):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from chapter import run_chapter
 
-from hybridlib.config import Run
-from hybridlib.speed.contenders import Hybrid, HuggingFace, SameParts
-from hybridlib.speed.machine import subnormal_slowdown
-from hybridlib.speed.measure import numbers, offload_share
-from hybridlib.speed.share import training_share
-from hybridlib.speed.side_by_side import Spread, in_turns, ratio
+from hybridlib.benchmark.contenders import Hybrid, HuggingFace, SameParts
+from hybridlib.benchmark.machine import subnormal_slowdown
+from hybridlib.benchmark.measure import numbers, offload_share
+from hybridlib.benchmark.share import training_share
+from hybridlib.benchmark.side_by_side import Spread, in_turns, ratio
+from hybridlib.study.run import Run
 from hybridlib.training.data import open_source
 
 

@@ -8,9 +8,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hybridlib import progress
-from hybridlib.studies import PARAMS, ParameterError, load_study, merged, read_yaml
-from hybridlib.study import Study
+from hybridlib.study import progress
+from hybridlib.study.parameters import PARAMS, ParameterError, load_study, merged, read_yaml
+from hybridlib.study.schema import Study
 
 STUDIES = sorted(path.stem for path in PARAMS.glob("*.yaml") if path.stem not in ("arms", "criteria"))
 GOOD = dict(

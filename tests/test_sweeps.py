@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from hybridlib import sweeps as module
-from hybridlib.studies import ParameterError, load_study
-from hybridlib.sweeps import Sweep, put, runs, sweeps
+from hybridlib.study import sweeps as module
+from hybridlib.study.parameters import ParameterError, load_study
+from hybridlib.study.sweeps import Sweep, put, runs, sweeps
 
 STUDY = load_study("cpu")
 SWEEPS = sweeps(STUDY)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybridlib.config import Model, Source
+from hybridlib.study.run import Model, Source
 from hybridlib.method.guards import DivergenceMonitor
 from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.optimizer import HybridOptimizer
@@ -79,10 +79,12 @@ def test_offloading_changes_no_bit() -> None:
     assert go(kept, 60) == go(away, 60) and torch.equal(flat(kept), flat(away))
 
 
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("steps", [2, 12, 13, 17])  # in Warmup, between Predict and Correct, in Correct, in the second Full phase
 @pytest.mark.parametrize("predictor", ["spectral", "linear", "sham"])
-def test_a_restored_trainer_goes_on_bitwise(predictor: str) -> None:
-    one, other = make(predictor=predictor), make(predictor=predictor)
-    go(one, 17)  # into the second Full phase
+def test_a_restored_trainer_goes_on_bitwise(predictor: str, steps: int, offload: bool) -> None:
+    one, other = make(predictor=predictor, offload=offload), make(predictor=predictor, offload=offload)
+    go(one, steps)
     snapshots = Snapshots()
     snapshots.save(one.state_dict())
     other.load_state_dict(snapshots.load())
@@ -185,6 +187,16 @@ def test_one_gradient_that_is_not_finite_is_skipped_and_a_second_rolls_back() ->
     assert go(trainer, 1)[0][6] == "" and not torch.equal(flat(trainer), before)
     assert [record[6] for record in go(trainer, 2)] == ["skipped", "rollback"]
     assert all(torch.equal(w, snapshot[name]) for name, w in trainer.optimizer.weights)
+
+
+def test_a_rollback_leaves_the_learning_rate_where_its_schedule_has_it() -> None:
+    trainer, calls = make(PLAIN), count()
+    go(trainer, 12)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] *= 0.25
+    trainer.objective.loss_fn = lambda model, batch: loss_fn(model, batch) * (math.nan if next(calls) < 2 else 1.0)
+    assert [record[6] for record in go(trainer, 2)] == ["skipped", "rollback"]
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [0.25 * 1e-3]
 
 
 def test_one_high_loss_is_recorded_and_changes_no_bit() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hybridlib.config import Run
+from hybridlib.study.run import Run
 from hybridlib.training.data import open_source
 from hybridlib.method.predictors import make_predictor
 from hybridlib.training.trajectory import forecast_errors, loss_after_correct, record

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hybridlib import progress, sweeps
+from hybridlib.study import progress, sweeps
 from hybridlib.training import trials
 
 STUDY = dict(

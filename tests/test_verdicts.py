@@ -13,7 +13,7 @@ from hybridlib.analysis.results import write_results
 from hybridlib.analysis.rules import read_rules
 from hybridlib.analysis.show import PIPELINE
 from hybridlib.analysis.verdicts import FAIL, INCONCLUSIVE, PASS, measured_parts, verdicts
-from hybridlib.studies import PARAMS, ParameterError
+from hybridlib.study.parameters import PARAMS, ParameterError
 
 
 def judged(fake) -> pd.DataFrame:

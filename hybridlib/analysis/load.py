@@ -8,12 +8,12 @@ from typing import Any, Iterator, Sequence
 
 import pandas as pd
 
-from hybridlib import progress, studies
-from hybridlib.config import Run
-from hybridlib.records import EVAL_COLUMNS, PHASES, STEP_COLUMNS, RunFolder
-from hybridlib.studies import load_study
-from hybridlib.study import Study
-from hybridlib.summary import summarise, time_to_target_s
+from hybridlib.study import parameters, progress
+from hybridlib.study.run import Run
+from hybridlib.study.records import EVAL_COLUMNS, PHASES, STEP_COLUMNS, RunFolder
+from hybridlib.study.parameters import load_study
+from hybridlib.study.schema import Study
+from hybridlib.study.summary import summarise, time_to_target_s
 
 BASELINE = "baseline"
 KEYS = ["arm", "data", "seed"]
@@ -74,7 +74,7 @@ def read_records(study: str, outputs: Path | None = None) -> Records:
     or corpora.
     """
     plan = load_study(study)
-    folder = (outputs or studies.OUTPUTS) / plan.study
+    folder = (outputs or parameters.OUTPUTS) / plan.study
     found, left_out, damaged = [], [], []
     for path in sorted(p.parent for p in folder.glob("runs/*/run.json")):
         try:

@@ -9,7 +9,7 @@ import pandas as pd
 from hybridlib.analysis.rules import read_rules
 from hybridlib.analysis.statistics import Effect
 from hybridlib.analysis.wording import estimate, number
-from hybridlib.studies import OUTPUTS, ROOT
+from hybridlib.study.parameters import OUTPUTS, ROOT
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 ARMS = ("baseline", "hybrid", "memory_optimized", "hold", "sham")

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hybridlib import progress, studies
+from hybridlib.study import parameters, progress
 from hybridlib.analysis.load import refuse_mixture
-from hybridlib.records import RunFolder
-from hybridlib.study import Study
-from hybridlib.sweeps import runs, sweeps
+from hybridlib.study.records import RunFolder
+from hybridlib.study.schema import Study
+from hybridlib.study.sweeps import runs, sweeps
 
 COLUMNS = [
     "sweep", "trial", "about", "seed", "predictor", "steps", "real_steps", "predicted_share", "held_out_loss", "hold_loss",
@@ -59,7 +59,7 @@ def read_research(study: Study) -> Research:
         alone = "baseline" in sweep.trials() or REFERENCE not in asked
         beside = name if alone else REFERENCE  # whose trials they are compared with
         for run in runs(study, name, sweep):
-            folder = RunFolder(studies.OUTPUTS / run.study / "runs" / run.id)
+            folder = RunFolder(parameters.OUTPUTS / run.study / "runs" / run.id)
             facts = folder.facts
             if facts is None or progress.other_parameters(run, facts["parameters"]):
                 missing.append(f"{name}: {run.id}")

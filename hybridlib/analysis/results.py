@@ -10,7 +10,7 @@ import pandas as pd
 from hybridlib.analysis.effects import effect
 from hybridlib.analysis.load import BASELINE, Records, devices
 from hybridlib.analysis.show import keep
-from hybridlib.records import PHASES
+from hybridlib.study.records import PHASES
 
 EVIDENCE_COLUMNS = ["test", "about", "passed", "evidence"]
 RATIOS = {

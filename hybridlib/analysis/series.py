@@ -6,7 +6,7 @@ import pandas as pd
 
 from hybridlib.analysis.load import BASELINE, KEYS
 from hybridlib.analysis.theme import BLUE, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, colour, drawn, in_order, small, thinned
-from hybridlib.records import PHASES
+from hybridlib.study.records import PHASES
 
 BIN_STEPS = 25  # nominal steps that a smoothed curve's point stands for
 LEVEL_STEPS = 50  # real steps before a fault, whose mean loss is the level that recovery is held to

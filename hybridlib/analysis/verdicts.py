@@ -12,7 +12,7 @@ from hybridlib.analysis import statistics
 from hybridlib.analysis.effects import METRICS, Metric, by_seed, effect
 from hybridlib.analysis.load import Records, planned
 from hybridlib.analysis.wording import estimate, p_is
-from hybridlib.records import PHASES, RunFolder
+from hybridlib.study.records import PHASES, RunFolder
 
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
 WORST_FIRST = (FAIL, INCONCLUSIVE, PASS)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -61,13 +61,14 @@ class TensorStore:
         self._end = 0
         self._kept: dict[str, Tensor | Slot] = {}
 
-    def put(self, name: str, tensor: Tensor) -> None:
-        """Keep a copy of a tensor under a name, in place of an earlier one.
+    def put(self, name: str, tensor: Tensor | StoredTensor) -> None:
+        """Keep a copy of a tensor, of one that lies in a store too, under a name, in place of an earlier one.
 
         Raises:
             OSError: where there is no room; the message says where, and how many bytes are needed and free.
         """
-        tensor, kept = tensor.detach(), self._kept.get(name)
+        tensor = tensor.read() if isinstance(tensor, StoredTensor) else tensor.detach()
+        kept = self._kept.get(name)
         if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
             kept = self._kept[name] = self._room_for(tensor)
         if isinstance(kept, Tensor):
@@ -83,7 +84,7 @@ class TensorStore:
         kept = self._kept[name]
         if isinstance(kept, Tensor):
             out.copy_(kept)
-        elif out.device.type != "cpu" or not out.is_contiguous():
+        elif out.device.type != "cpu" or out.dtype != kept.dtype or out.shape != kept.shape or not out.is_contiguous():
             out.copy_(self.get(name))
         else:
             data = _bytes(out)
@@ -106,6 +107,14 @@ class TensorStore:
 
     def __contains__(self, name: str) -> bool:
         return name in self._kept
+
+    def keep(self, tensors: Iterable[tuple[str, Tensor | StoredTensor]]) -> None:
+        """Keep copies of these tensors and nothing else."""
+        wanted = dict(tensors)
+        if self._kept.keys() - wanted.keys():
+            self.clear()
+        for name, tensor in wanted.items():
+            self.put(name, tensor)
 
     def clear(self) -> None:
         """Forget all; the file's room is given back."""

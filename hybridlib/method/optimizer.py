@@ -1,5 +1,6 @@
 """The method as an optimizer: it wraps another one, takes its steps, and predicts the steps that the schedule gives to Predict."""
 
+import math
 from collections import deque
 from statistics import fmean
 from typing import Any, Callable, Iterable, Iterator, Literal
@@ -13,7 +14,16 @@ from hybridlib.method.offload import TensorStore
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.method.ranks import mean_over_ranks
 from hybridlib.method.schedule import Phase, PhaseSchedule, PhaseState
-from hybridlib.method.wrapping import Moments, WrappingOptimizer, chosen_by_group, forget_moments, predictable, replayed
+from hybridlib.method.wrapping import (
+    ChosenByGroup,
+    Moments,
+    WrappingOptimizer,
+    first_names,
+    forget_moments,
+    predictable,
+    replayed,
+    unscaled,
+)
 
 LOSSES_KEPT = 50  # of computed steps, for the mean that a jump's loss is held against
 
@@ -62,15 +72,16 @@ class HybridOptimizer(WrappingOptimizer):
         self.moments, self.jump_margin_nats = moments, jump_margin_nats
         self.position: PhaseState = schedule.start()
         self.computed_steps = 0  # gradients computed so far, those of withheld steps included
-        self._names = {weight: name for name, weight in named_parameters}
+        self._names = first_names(named_parameters)
         self.parameters: Weights = predictable(self, self._names)  # those that can be predicted, frozen ones among them
         self._buffers = list(named_buffers)
         self._before_jump = TensorStore()
         self._takeoff: PhaseState | None = None  # where the last jump began, while it may still be undone
         self._losses: deque[float] = deque(maxlen=LOSSES_KEPT)
         self._path: list[str] | None = None  # the parameters that the predictor follows
-        if choice := is_matrix or chosen_by_group(optimizer):
-            predictor.orthogonalizes = choice
+        if is_matrix is not None:
+            predictor.orthogonalizes = is_matrix
+        self._let_groups_choose()
 
     @property
     def nominal_steps(self) -> int:
@@ -108,24 +119,34 @@ class HybridOptimizer(WrappingOptimizer):
             self.undo_jump()
             self.computed_steps += 1
             return found
-        self.update(closure)
-        if self.phase is Phase.PREDICT:
-            self.jump()
+        if unscaled(self):
+            self.update(closure)
+            if self.phase is Phase.PREDICT:
+                self.jump()
         return found
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a GradScaler calls `step` although gradients overflow: after a jump, for that may have been why."""
+        return self._takeoff is not None
+
     def update(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take the wrapped optimizer's step and nothing else. `jump` is due when `phase` is Predict after it."""
-        self._settle()
-        self._begin_full()
+        """Take the wrapped optimizer's step, whose own hooks run, and nothing else.
+
+        `jump` is due when `phase` is Predict after it.
+
+        Raises:
+            RuntimeError: where it is due now.
+        """
+        weights = self._begin()
         found = self.optimizer.step() if closure is None else self.optimizer.step(closure)
-        self.predictor.observe(self.weights)
+        self.predictor.observe(weights)
         self._computed("step")
         return found
 
     def skip(self) -> None:
         """Count a computed step whose gradient must not move the weights."""
-        self._settle()
-        self._begin_full()
+        self._begin()
         self._computed("step")
 
     def restart(self) -> None:
@@ -145,10 +166,8 @@ class HybridOptimizer(WrappingOptimizer):
         takeoff = self.position
         if takeoff.phase is not Phase.PREDICT:
             raise RuntimeError(f"a jump is for the start of Predict; this is step {takeoff.step}, in {takeoff.phase}")
-        for name, tensor in self._undoable():
-            self._before_jump.put(name, tensor)
-        self._follow(self.weights)
-        self.predictor.predict(self.weights, takeoff.length, (takeoff.step - 1) / self.schedule.total)
+        self._before_jump.keep(self._undoable(self.weights))
+        self.predictor.predict(self._followed(), takeoff.length, (takeoff.step - 1) / self.schedule.total)
         for _ in range(takeoff.length):
             self.position = self.schedule.advance(self.position)
         self._takeoff = takeoff
@@ -163,21 +182,22 @@ class HybridOptimizer(WrappingOptimizer):
         """
         if self._takeoff is None:
             raise RuntimeError("there is no jump to undo: none was made since the last computed step")
-        for name, tensor in self._undoable():
-            self._before_jump.read(name, tensor.detach())
+        for name, tensor in self._undoable(self.parameters):
+            if name in self._before_jump:
+                self._before_jump.read(name, tensor.detach())
         self.predictor.forget()
         self.position = self.schedule.advance(self._takeoff, "rejected")
         self._takeoff = None
 
-    def _undoable(self) -> Iterator[tuple[str, Tensor]]:
-        yield from ((f"weight.{name}", weight) for name, weight in self.weights)
+    def _undoable(self, weights: Weights) -> Iterator[tuple[str, Tensor]]:
+        yield from ((f"weight.{name}", weight) for name, weight in weights)
         yield from ((f"buffer.{name}", buffer) for name, buffer in self._buffers)
 
     def _accepts(self, loss: Tensor | float) -> bool:
         """Take in a loss, and return whether the jump before it, if there was one, may stand."""
         loss = mean_over_ranks(loss)
         if self._takeoff is None:
-            if self.phase in (Phase.WARMUP, Phase.FULL):
+            if self.phase in (Phase.WARMUP, Phase.FULL) and math.isfinite(loss):
                 self._losses.append(loss)
             return True
         before = fmean(self._losses) if len(self._losses) >= MIN_LOSSES else self._losses[-1] if self._losses else None
@@ -189,27 +209,41 @@ class HybridOptimizer(WrappingOptimizer):
             self._takeoff = None
             forget_moments(self.optimizer, self.moments)
 
-    def _begin_full(self) -> None:
-        if self.position.phase is Phase.FULL and self.position.index == 0:
-            self._follow(self.weights)
-            self.predictor.start(self.weights)
-
-    def _follow(self, weights: Weights) -> None:
-        """Where other parameters require gradients than when Full began, the predictor's path is not theirs: it starts anew."""
-        path = [name for name, _ in weights]
-        if self._path is not None and path != self._path:
-            self.predictor.forget()
+    def _begin(self) -> Weights:
+        """A computed step begins: return the weights that it moves."""
+        if self.phase is Phase.PREDICT:
+            raise RuntimeError(f"step {self.position.step} begins Predict: jump() comes before the next gradient")
+        self._settle()
+        weights = self._followed()
+        if self.phase is Phase.FULL and self.position.index == 0:
             self.predictor.start(weights)
-        self._path = path
+        return weights
+
+    def _followed(self) -> Weights:
+        """Return the weights. Where others require gradients than before, the predictor's path is not theirs: it starts anew."""
+        weights = self.weights
+        before, self._path = self._path, [name for name, _ in weights]
+        if before is not None and self._path != before:
+            self.predictor.forget()
+            if self.phase in (Phase.FULL, Phase.PREDICT):
+                self.predictor.start(weights)
+        return weights
 
     def _computed(self, event: Literal["step", "rollback"]) -> None:
         self.computed_steps += 1
         self.position = self.schedule.advance(self.position, event)
+        self._opt_called = True  # what a scheduler looks for, to warn where no step came before its own
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters to the wrapped optimizer; those without a name are numbered."""
         super().add_param_group(param_group)
         self.parameters = predictable(self, self._names)
+        self._let_groups_choose()
+
+    def _let_groups_choose(self) -> None:
+        chosen, set_before = ChosenByGroup(self.optimizer), self.predictor.orthogonalizes
+        if chosen.said and (set_before is None or isinstance(set_before, ChosenByGroup)):
+            self.predictor.orthogonalizes = chosen
 
     def extra_state(self, materialize: bool) -> dict[str, Any]:
         stored = dict(predictor=self.predictor.state_dict())
@@ -222,6 +256,7 @@ class HybridOptimizer(WrappingOptimizer):
             takeoff=self._takeoff and self._takeoff.packed(),
             computed_steps=self.computed_steps,
             losses=list(self._losses),
+            path=self._path and list(self._path),
             **stored,
         )
 
@@ -229,7 +264,6 @@ class HybridOptimizer(WrappingOptimizer):
         self.position, self.computed_steps = PhaseState.unpacked(extra["position"]), extra["computed_steps"]
         self._takeoff = extra["takeoff"] and PhaseState.unpacked(extra["takeoff"])
         self._losses = deque(extra["losses"], maxlen=LOSSES_KEPT)
-        self._path = None
+        self._path = extra["path"]
         self.predictor.load_state_dict(extra["predictor"])
-        for name, tensor in extra.get("before_jump", {}).items():
-            self._before_jump.put(name, tensor)
+        self._before_jump.keep(extra.get("before_jump", {}).items())

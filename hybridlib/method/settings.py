@@ -66,13 +66,21 @@ def problem(value: Any, kind: Any) -> str:
     return ""
 
 
+def kinds_of(init: Callable[..., None]) -> dict[str, Any]:
+    """Return the type annotations of a function by argument; `Any` for each where one names what is not to be found."""
+    try:
+        return get_type_hints(init, include_extras=True)
+    except Exception:  # whatever a predictor of one's own is annotated with
+        return {name: Any if isinstance(kind, str) else kind for name, kind in inspect.get_annotations(init).items()}
+
+
 def checked(init: Callable[..., None]) -> Callable[..., None]:
     """Wrap an `__init__` so that it raises `ValueError`, naming class, setting and value, for an argument of the wrong kind."""
     signature = inspect.signature(init)
 
     @wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
-        kinds = get_type_hints(init, include_extras=True)
+        kinds = kinds_of(init)
         for name, value in signature.bind(self, *args, **kwargs).arguments.items():
             if name in kinds and (said := problem(value, kinds[name])):
                 raise ValueError(f"{type(self).__name__}: {name} = {value!r}: {said}")

@@ -1,6 +1,7 @@
 """What an optimizer must be to wrap another one and be taken for it: by schedulers, scalers, accelerate, a Trainer."""
 
-from typing import Any, Callable, Literal
+from collections import Counter
+from typing import Any, Callable, Iterable, Literal
 
 import torch
 from torch import Tensor
@@ -19,8 +20,7 @@ class WrappingOptimizer(Optimizer):
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        plain = Optimizer([torch.empty(0)], {})  # for what every optimizer carries: its hooks
-        self.__dict__ |= {key: value for key, value in vars(plain).items() if key not in ("param_groups", "state", "defaults")}
+        self.__dict__ |= hookless()
         self.optimizer = optimizer
         self._patch_step_function()
 
@@ -89,11 +89,18 @@ class WrappingOptimizer(Optimizer):
             hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__.copy()
+        """Return what a copy takes: as for any optimizer no hooks, and no `step` that a scheduler put in place of the class's."""
+        return {key: value for key, value in vars(self).items() if key not in ("step", *hookless())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__ |= hookless() | state
         self._patch_step_function()
+
+
+def hookless() -> dict[str, Any]:
+    """Return what every optimizer carries besides parameter groups, state and defaults: its hooks, of which there are none yet."""
+    plain = Optimizer([torch.empty(0)], {})
+    return {key: value for key, value in vars(plain).items() if key not in ("param_groups", "state", "defaults")}
 
 
 def wrapped(optimizer: Any) -> list[Any]:
@@ -121,16 +128,52 @@ def predictable(optimizer: Optimizer, names: dict[Tensor, str]) -> list[tuple[st
     """Return an optimizer's parameters that can be predicted: floating-point and not empty.
 
     Those with a name come first, in the order of `names`; the others are numbered by their place in the optimizer.
+
+    Raises:
+        ValueError: where two parameters have one name, under which only one of them could be remembered.
     """
     held = {weight: f"parameter.{at}" for at, weight in enumerate(w for group in optimizer.param_groups for w in group["params"])}
     order = [*(weight for weight in names if weight in held), *(weight for weight in held if weight not in names)]
-    return [(names.get(w, held[w]), w) for w in order if w.is_floating_point() and w.numel()]
+    found = [(names.get(w, held[w]), w) for w in order if w.is_floating_point() and w.numel()]
+    if twice := [name for name, times in Counter(name for name, _ in found).items() if times > 1]:
+        raise ValueError(f"several parameters are named {', '.join(twice)}: give each a name of its own")
+    return found
 
 
-def chosen_by_group(optimizer: Optimizer) -> Callable[[str, Tensor], bool] | None:
-    """Return what the `orthogonalize` keys of an optimizer's parameter groups say of a parameter; None where none has one."""
-    said = {weight: group["orthogonalize"] for group in optimizer.param_groups if "orthogonalize" in group for weight in group["params"]}
-    return (lambda name, weight: said.get(weight, False)) if said else None
+def first_names(named: Iterable[tuple[str, Tensor]]) -> dict[Tensor, str]:
+    """Return names by parameter; one that is shared keeps the first of its names.
+
+    Raises:
+        TypeError: for parameters without names, as `model.parameters()` gives them.
+    """
+    names: dict[Tensor, str] = {}
+    for pair in named:
+        if not (isinstance(pair, tuple) and isinstance(pair[0], str)):
+            raise TypeError("named_parameters are pairs of a name and a parameter, as model.named_parameters() gives them")
+        names.setdefault(pair[1], pair[0])
+    return names
+
+
+class ChosenByGroup:
+    """Says of a parameter what the `orthogonalize` key of its parameter group says, and None where the group has none."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        groups = (group for group in optimizer.param_groups if "orthogonalize" in group)
+        self.said: dict[Tensor, bool] = {weight: group["orthogonalize"] for group in groups for weight in group["params"]}
+
+    def __call__(self, name: str, weight: Tensor) -> bool | None:
+        return self.said.get(weight)
+
+
+@torch.no_grad()
+def unscaled(optimizer: Optimizer) -> bool:
+    """Divide the gradients by the factor that a GradScaler leaves to a step, if it does; return whether they are finite."""
+    if getattr(optimizer, "found_inf", False):
+        return False
+    if (scale := getattr(optimizer, "grad_scale", None)) is not None:
+        for weight in (w for group in optimizer.param_groups for w in group["params"] if w.grad is not None):
+            weight.grad.mul_(1 / scale.to(weight.grad.device))
+    return True
 
 
 def replayed(closure: Callable[[], Any], found: Any) -> Callable[[], Any]:

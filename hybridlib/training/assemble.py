@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from hybridlib import provenance
-from hybridlib.config import Run, Schedule
+from hybridlib.study import provenance
+from hybridlib.study.run import Run, Schedule
 from hybridlib.method.guards import DivergenceMonitor
 from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.optimizer import HybridOptimizer

@@ -35,7 +35,7 @@ class WeightAverage:
             if self.taken == 1:
                 self.mean[name] = value.clone()
             else:
-                self.mean[name].lerp_(value, 1 / min(self.taken, self.steps))
+                self.mean[name] = self.mean[name].to(value.device).lerp_(value, 1 / min(self.taken, self.steps))
 
     def forget(self) -> None:
         """Begin anew: the weights jumped or were rolled back."""

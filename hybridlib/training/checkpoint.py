@@ -11,7 +11,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from hybridlib.records import writing
+from hybridlib.study.records import writing
 from hybridlib.training import tensor_file
 from hybridlib.training.tensor_file import copied
 

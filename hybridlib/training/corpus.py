@@ -1,28 +1,30 @@
-"""Real text as tokens: files, a byte-level BPE trained on them, a cache of the result."""
+"""Real text as tokens: files, a byte-level BPE trained on them, a split by content, a cache of the result."""
 
 import hashlib
-import sysconfig
+import math
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
+from typing import Callable
 
 import numpy as np
 import tokenizers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from hybridlib.config import Source
-from hybridlib.studies import ROOT
+from hybridlib.study.run import Source
+from hybridlib.study.parameters import ROOT
+from hybridlib.training import corpus_cache
+from hybridlib.training.activity import Activity
+from hybridlib.training.text_files import CorpusError, digest, read_texts, shown
+from hybridlib.training.tokenizer import encode, train_tokenizer
 
 CACHE = ROOT / ".cache" / "corpora"
-STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
-
-
-class CorpusError(ValueError):
-    """Text that can't be used: names the file and what would be right."""
+FORMAT = 2  # raise it when the same text gives other tokens or another split, so that no older cache is taken for them
+FEW, BLOCK = 40, 1 << 16  # so few files are split in blocks of so many characters
+LEAST_PCT = 10.0  # of a text that must be cut in two, on either side
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token streams of the training and the held-out files, uint16 or uint32; `sha256` is of both."""
+    """Token streams of the training and the held-out text, uint16 or uint32; `sha256` is of both."""
 
     train: np.ndarray
     held_out: np.ndarray
@@ -31,101 +33,108 @@ class Corpus:
 
     def require(self, tokens: int) -> None:
         """Raises `CorpusError` if a split is too short for one window of that many tokens."""
+        total = len(self.train) + len(self.held_out)
         for name, stream in (("training", self.train), ("held-out", self.held_out)):
             if len(stream) < tokens:
+                times = math.ceil(1.2 * tokens / len(stream)) if len(stream) else 0
+                advice = [f"about {times} times as much text" if times else "more text"]
+                if len(stream) > 1:
+                    advice.append(f"a seq_len of at most {len(stream) - 1}")
+                if total > 20 * tokens:
+                    advice.append(f"a {'larger' if stream is self.held_out else 'smaller'} held_out_pct")
                 raise CorpusError(
-                    f"{self.origin}: its {name} part has {len(stream)} tokens, a window needs {tokens}; "
-                    "give more text, more files, or a larger held_out_pct"
+                    f"{self.origin}: its {name} part has {len(stream):,} of its {total:,} tokens, a window needs {tokens} "
+                    f"(seq_len and the target of the last): what helps is {', or '.join(advice)}"
                 )
 
 
 def load_corpus(source: Source, vocab_size: int) -> Corpus:
     """The corpus of a source, from the cache where text, tokenizer and split are the same. Off the clock."""
-    texts = read_texts([ROOT / path for path in source.paths], source.max_mb)
-    vocab, origin = source.tokenizer_vocab or vocab_size, ", ".join(source.paths) or "the standard library"
-    key = hashlib.sha256(f"{tokenizers.__version__} {vocab} {source.held_out_pct}".encode())
-    for name, text in texts:
-        key.update(f"\0{name}\0{text}".encode())
-    file = CACHE / f"{key.hexdigest()[:32]}.npz"
-    if not file.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part.npz")
-        np.savez(part, **dict(zip(("train", "held_out"), tokenise(texts, vocab, source.held_out_pct))))
-        part.replace(file)
-    with np.load(file) as both:
-        train, held_out = both["train"], both["held_out"]
-    sha256 = hashlib.sha256(train.tobytes() + b"|" + held_out.tobytes()).hexdigest()
+    vocab, origin = source.tokenizer_vocab or vocab_size, ", ".join(map(shown, source.paths)) or "the standard library"
+    own = bool(source.paths)
+    with Activity(f"corpus of {origin}") as activity:
+        texts = read_texts([ROOT / path for path in source.paths], source.max_mb, activity.say)
+        key = cache_key(texts, f"{FORMAT} {tokenizers.__version__} {vocab} {source.held_out_pct} {own}")
+        file = CACHE / f"{key[:32]}.npz"
+        if found := corpus_cache.load(file, key, checksum):
+            return Corpus(*found, origin)
+        train, held_out = tokenise(texts, vocab, source.held_out_pct, own, activity.say)
+        sha256 = checksum(train, held_out)
+        activity.say("writing it to the cache")
+        corpus_cache.save(file, key, train, held_out, sha256)
     return Corpus(train, held_out, sha256, origin)
 
 
-def read_texts(paths: list[Path], max_mb: float | None = None) -> list[tuple[str, str]]:
-    """(name, text) of every file, in an order that depends on names alone, up to `max_mb` of them.
-
-    Without paths: the standard library's source, where the few files that are deliberately not UTF-8 are left out.
-    Raises `CorpusError` for a path that is missing, empty or not UTF-8 text.
-    """
-    own = bool(paths)
-    files = [(file, base) for base in paths or [STANDARD_LIBRARY] for file in files_below(base, "*" if own else "*.py")]
-    texts, size = [], 0
-    for file, base in sorted(files, key=lambda pair: _digest(_name(*pair))):
-        data = file.read_bytes()
-        try:
-            text = data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            if own:
-                raise CorpusError(f"{file}: byte {error.start} is not UTF-8: a corpus must be plain UTF-8 text") from None
-            continue
-        if own and "\0" in text:
-            raise CorpusError(f"{file}: holds zero bytes, so it is not text: a corpus must be plain UTF-8 text")
-        texts.append((_name(file, base), text))
-        size += len(data)
-        if max_mb is not None and size >= max_mb * 1e6:
-            break
-    if own and not any(text.strip() for _, text in texts):
-        raise CorpusError(f"{', '.join(map(str, paths))}: no text in it: give UTF-8 files or a folder of them")
-    return texts
+def cache_key(texts: list[tuple[str, str]], settings: str) -> str:
+    """A checksum of the settings and of every name and text, encoded a piece at a time."""
+    key = hashlib.sha256(settings.encode())
+    for name, text in texts:
+        content = hashlib.sha256()
+        for start in range(0, len(text), 1 << 20):
+            content.update(text[start : start + (1 << 20)].encode())
+        key.update(f"\0{digest(name)}{content.hexdigest()}".encode())
+    return key.hexdigest()
 
 
-def files_below(base: Path, pattern: str) -> list[Path]:
-    """The file itself, or the files of a folder; hidden ones, caches and installed packages left out."""
-    if not base.exists():
-        raise CorpusError(f"{base}: no such file or folder: paths must name UTF-8 text files or folders of them")
-    skip = ("__pycache__", "site-packages", "dist-packages")
-    below = (p for p in base.rglob(pattern) if p.is_file()) if base.is_dir() else [base]
-    return [p for p in below if not any(s in skip or s.startswith(".") for s in p.relative_to(base).parts)]
+def checksum(train: np.ndarray, held_out: np.ndarray) -> str:
+    both = hashlib.sha256(train)
+    both.update(b"|")
+    both.update(held_out)
+    return both.hexdigest()
 
 
-def tokenise(texts: list[tuple[str, str]], vocab: int, held_out_pct: float) -> tuple[np.ndarray, np.ndarray]:
-    """Training and held-out token streams. The split is by file (by block of 64 KiB where there are few files)."""
-    if len(texts) < 40:
-        block = 1 << 16
-        texts = [(f"{n}:{i}", t[i : i + block]) for n, t in texts for i in range(0, len(t), block)]
-    held = [int(_digest(name)[:8], 16) % 10_000 < held_out_pct * 100 for name, _ in texts]
-    if texts and not any(held):
-        held[-1] = True
-    train = [text for (_, text), out in zip(texts, held) if not out]
+def tokenise(
+    texts: list[tuple[str, str]], vocab: int, held_out_pct: float, by_content: bool = True, say: Callable[[str], None] = lambda doing: None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Training and held-out token streams of (name, text) pairs, by a tokenizer that learned from the training part alone."""
+    train, held_out = split(texts, held_out_pct, by_content)
+    total = sum(map(len, train)) + sum(map(len, held_out)) or 1
+    say("learning a tokenizer")
     tokenizer = train_tokenizer(train, vocab)
     dtype = np.uint16 if vocab <= 1 << 16 else np.uint32
-    splits = train, [text for (_, text), out in zip(texts, held) if out]
-    streams = ([np.array(e.ids, dtype) for e in tokenizer.encode_batch_fast(split)] for split in splits)
-    train_stream, held_out_stream = (np.concatenate([*parts, np.empty(0, dtype)]) for parts in streams)
-    return train_stream, held_out_stream
+    first = encode(tokenizer, train, dtype, lambda chars: say(f"tokenising, {chars / total:.0%}"))
+    before = sum(map(len, train))
+    return first, encode(tokenizer, held_out, dtype, lambda chars: say(f"tokenising, {(before + chars) / total:.0%}"))
 
 
-def train_tokenizer(texts: list[str], vocab: int) -> Tokenizer:
-    """A byte-level BPE of `vocab` entries, of which 256 are the bytes (Radford et al. 2019, section 2.2)."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+def split(texts: list[tuple[str, str]], held_out_pct: float, by_content: bool = True) -> tuple[list[str], list[str]]:
+    """The training and the held-out texts: by file, or by block of 64 Ki characters where there are few files.
+
+    A name's checksum decides, and equal texts go where the first of them goes. Where that leaves a side with next to
+    nothing, the longest text is cut in two. `by_content=False` is the standard library's split, by names alone: a file of
+    47 characters is on both sides there, and what was trained on it must stay what it was.
+    """
+    if len(texts) < FEW:
+        texts = [(f"{name}:{i}", text[i : i + BLOCK]) for name, text in texts for i in range(0, len(text), BLOCK)]
+    keys = [text if by_content else name for name, text in texts]
+    held: dict[str, bool] = {}
+    for key, (name, _) in zip(keys, texts):
+        held.setdefault(key, int(digest(name)[:8], 16) % 10_000 < held_out_pct * 100)
+    if keys and not any(held.values()):
+        held[keys[-1]] = True
+    train = [text for key, (_, text) in zip(keys, texts) if not held[key]]
+    held_out = [text for key, (_, text) in zip(keys, texts) if held[key]]
+    return with_both_sides(train, held_out, held_out_pct) if by_content else (train, held_out)
 
 
-def _name(file: Path, base: Path) -> str:
-    return str(file.relative_to(base)) if base.is_dir() else file.name
-
-
-def _digest(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
+def with_both_sides(train: list[str], held_out: list[str], held_out_pct: float) -> tuple[list[str], list[str]]:
+    """The same, but where a side has less than a quarter of its share, the other's longest text is cut: its end is held out."""
+    sizes = [sum(map(len, side)) for side in (train, held_out)]
+    shares = [100 - held_out_pct, held_out_pct]
+    lacking = [size < share / 400 * sum(sizes) for size, share in zip(sizes, shares)]
+    if not any(lacking):
+        return train, held_out
+    whole = held_out if lacking[0] else train
+    longest = max(whole, key=len)
+    copies = whole.count(longest)
+    held_share = min(max(held_out_pct, LEAST_PCT), 100 - LEAST_PCT) / 100
+    at = min(max(1, round(len(longest) * (1 - held_share))), len(longest) - 1)
+    others, others_held = set(train) - {longest}, set(held_out) - {longest}
+    for end in chain(range(at, len(longest)), range(at - 1, 0, -1)):
+        start, rest = longest[:end], longest[end:]
+        if start == rest or start in others_held or rest in others:
+            continue
+        if lacking[0]:
+            return [*train, *[start] * copies], [rest if text == longest else text for text in held_out]
+        return [start if text == longest else text for text in train], [*held_out, *[rest] * copies]
+    return train, held_out

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from hybridlib.config import Source
+from hybridlib.study.run import Source
 from hybridlib.training.corpus import load_corpus
 from hybridlib.training.models import Batch
 

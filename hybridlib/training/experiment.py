@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridlib import progress, provenance
-from hybridlib.config import Run
+from hybridlib.study import progress, provenance
+from hybridlib.study.run import Run
 from hybridlib.method.schedule import Phase, PhaseState
-from hybridlib.records import EvalRecord, RunFolder, StepRecord
-from hybridlib.summary import UNTIMED_STEPS, summarise
+from hybridlib.study.records import EvalRecord, RunFolder, StepRecord
+from hybridlib.study.summary import UNTIMED_STEPS, summarise
 from hybridlib.training.assemble import device_name, make_trainer, pick_device, warm_up_kernels
 from hybridlib.training.average import WeightAverage
 from hybridlib.training.checkpoint import CheckpointFile
@@ -202,3 +202,7 @@ def weights_sha256(model: nn.Module) -> str:
 def held_out_loss(model: nn.Module, batches: list[Batch]) -> float:
     """Mean loss in nats over fixed batches, in float32 whatever the arm's precision."""
     return sum(float(loss_fn(model, batch)) for batch in batches) / len(batches)
+
+
+if __name__ == "__main__":  # a run as JSON, and a device: for a process of its own
+    train(Run.model_validate_json(sys.argv[1]), sys.argv[2])

@@ -10,7 +10,7 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from hybridlib.config import Fault
+from hybridlib.study.run import Fault
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.training.objective import Objective, mapped, size_of, tensors_of
 from hybridlib.training.trainer import HybridTrainer

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hybridlib.config import Model
+from hybridlib.study.run import Model
 from hybridlib.training.loss import linear_cross_entropy
 
 Batch = tuple[Tensor, Tensor]  # input and target tokens, each (batch, seq) int64

@@ -1,7 +1,8 @@
 """What a step minimizes: the loss of a batch and its gradients, micro-batch by micro-batch, in the precision asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import contextmanager
+from copy import copy
 from typing import Any, Callable, Iterator
 
 import torch
@@ -22,17 +23,21 @@ class Objective:
         accumulation: micro-batches that make up a batch, at least 1.
         precision: "fp32", or "bf16" for automatic mixed precision.
 
-    A batch is a tensor, or a mapping or sequence of them, the batch on their first axis; what is no tensor goes to every
-    micro-batch as it is.
+    A batch is a tensor, or a mapping or sequence of them, nested too, the batch on their first axis; what is no tensor, or
+    has another length than the first of them, goes to every micro-batch as it is.
     """
 
     def __init__(
         self, model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], accumulation: int = 1, precision: str = "fp32"
     ) -> None:
         self.model, self.loss_fn, self.accumulation, self.precision = model, loss_fn, accumulation, precision
-        kept = set(model.state_dict(keep_vars=True))
-        self.buffers = [(name, buffer) for name, buffer in model.named_buffers() if name in kept]  # those that training changes
+        self._kept = set(model.state_dict(keep_vars=True))
         self.device = next(model.parameters()).device
+
+    @property
+    def buffers(self) -> Weights:
+        """The model's buffers that training changes: those in its state dictionary, as they are now."""
+        return [(name, buffer) for name, buffer in self.model.named_buffers() if name in self._kept]
 
     def backward(self, batch: Any) -> float:
         """Return the mean loss over the batch, and add its gradients to those of the parameters."""
@@ -67,9 +72,10 @@ class Objective:
 
     def probe(self, batch: Any) -> float:
         """Return the mean loss over a part of the batch, and change nothing: no gradient, buffer or random state."""
-        part, devices = -(-size_of(batch) // PROBE_PARTS), [self.device] if self.device.type == "cuda" else []
+        size, devices = size_of(batch), [self.device] if self.device.type == "cuda" else []
+        part = -(-size // PROBE_PARTS)
         with torch.random.fork_rng(devices), self.buffers_kept():
-            return self._loss(mapped(batch, lambda tensor: tensor[:part] if tensor.ndim else tensor), gradients=False)
+            return self._loss(mapped(batch, lambda t: t[:part] if t.ndim and len(t) == size else t), gradients=False)
 
     @contextmanager
     def buffers_kept(self) -> Iterator[None]:
@@ -107,9 +113,10 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
 
 
 def first_tensor(batch: Any) -> Tensor:
-    """Return the first tensor of a batch; raise `ValueError` where it has none."""
+    """Return the first tensor of a batch that has an axis; raise `ValueError` where there is none."""
     for tensor in tensors_of(batch):
-        return tensor
+        if tensor.ndim:
+            return tensor
     raise ValueError(f"a batch must hold a tensor, with the batch on its first axis; this is {type(batch).__name__}")
 
 
@@ -123,7 +130,12 @@ def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(batch, Tensor):
         return change(batch)
     if isinstance(batch, Mapping):
-        return {name: mapped(part, change) for name, part in batch.items()}
+        changed = {name: mapped(part, change) for name, part in batch.items()}
+        if not isinstance(batch, MutableMapping):
+            return changed
+        alike = copy(batch)  # a tokenizer's batch is read by attribute
+        alike.update(changed)
+        return alike
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(mapped(part, change) for part in batch))
     return type(batch)(mapped(part, change) for part in batch) if isinstance(batch, (list, tuple)) else batch
@@ -133,7 +145,8 @@ def split(batch: Any, parts: int) -> list[Any]:
     """Return a batch in at most `parts` micro-batches, as even as chunks are."""
     sizes = [len(chunk) for chunk in first_tensor(batch).chunk(parts)]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [mapped(batch, lambda t, a=end - size, b=end: t[a:b] if t.ndim else t) for size, end in zip(sizes, ends)]
+    whole = lambda t: t.ndim == 0 or len(t) != ends[-1]  # noqa: E731
+    return [mapped(batch, lambda t, a=end - size, b=end: t if whole(t) else t[a:b]) for size, end in zip(sizes, ends)]
 
 
 def norm_of_gradients(weights: Weights) -> float:

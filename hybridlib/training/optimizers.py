@@ -6,7 +6,7 @@ import torch
 from schedulefree import AdamWScheduleFree
 from torch import nn
 
-from hybridlib.config import Optimizer as Settings
+from hybridlib.study.run import Optimizer as Settings
 from hybridlib.method.predictors.base import is_matrix
 
 
@@ -29,6 +29,17 @@ class CombinedOptimizer(torch.optim.Optimizer):
         for part in self.parts:
             part.step()
         return closure
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters to the last part."""
+        if len(self.param_groups) < sum(len(part.param_groups) for part in self.parts):
+            super().add_param_group(param_group)  # one of a part's own: this is being made
+        else:
+            self.parts[-1].add_param_group(param_group)
+            self.param_groups.append(self.parts[-1].param_groups[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | dict(parts=self.parts)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

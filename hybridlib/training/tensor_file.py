@@ -17,7 +17,7 @@ from hybridlib.method.offload import StoredTensor
 
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16",
           torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-          torch.bool: "BOOL"}  # fmt: skip
+          torch.bool: "BOOL", torch.complex64: "C64"}  # fmt: skip
 NO_SHA256 = "0" * 64  # stands in the file while its checksum is taken
 HEADER_BYTES = 100_000_000  # no sound file has a longer one: safetensors' own limit
 PIECE_BYTES = 1 << 24

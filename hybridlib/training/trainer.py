@@ -12,11 +12,13 @@ from hybridlib.method.optimizer import HybridOptimizer
 from hybridlib.method.predictors.base import Weights
 from hybridlib.method.ranks import mean_over_ranks
 from hybridlib.method.schedule import Phase, PhaseState
-from hybridlib.records import StepRecord
+from hybridlib.study.records import StepRecord
 from hybridlib.training.checkpoint import CheckpointFile, Snapshots, State, random_state, set_random_state
 from hybridlib.training.memory import give_back
 from hybridlib.training.meter import Meter
 from hybridlib.training.objective import Objective, first_tensor, norm_of_gradients
+
+SCHEDULED = "lr", "betas", "momentum"  # what schedulers of learning rates set, by the clock
 
 
 class HybridTrainer:
@@ -139,11 +141,14 @@ class HybridTrainer:
         return after, jump_s
 
     def _roll_back(self) -> None:
-        """Weights and optimizer as at the last snapshot; steps, clock and batches go on, so nothing is got for free."""
+        """Weights and optimizer as at the last snapshot; steps, clock, batches and what a scheduler sets go on."""
         if (snapshot := self.snapshots.load()) is None:
             raise RuntimeError("diverged before the first snapshot: there is nothing to roll back to")
         self._put_weights(snapshot)
+        scheduled = [{key: group[key] for key in SCHEDULED if key in group} for group in self.optimizer.param_groups]
         self.optimizer.optimizer.load_state_dict({k: v for k, v in snapshot["optimizer"].items() if k != "hybrid"})
+        for group, now in zip(self.optimizer.param_groups, scheduled):
+            group.update(now)
         self.optimizer.restart()
         self.monitor.reset()
 
@@ -152,7 +157,11 @@ class HybridTrainer:
         self.snapshots.save(self.state_dict())
 
     def state_dict(self) -> State:
-        """Return all that the next steps depend on. Not to be called in Predict."""
+        """Return all that the next steps depend on. Raise `RuntimeError` in Predict, whose steps are not states to go on from."""
+        if self._coasting:
+            raise RuntimeError("in Predict there is no state to save: a snapshot is taken before it or after it")
+        if self.offload:
+            self.offload.restore()  # after Predict's last step it is still away
         return dict(
             weights={name: weight.detach() for name, weight in self._weights()},
             buffers={name: buffer.clone() for name, buffer in self.objective.buffers},
@@ -165,6 +174,9 @@ class HybridTrainer:
 
     def load_state_dict(self, state: State) -> None:
         """Go on from where `state_dict` was called."""
+        if self.offload:
+            self.offload.restore()
+        self._coasting = []
         self._put_weights(state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitor.load_state_dict(state["monitor"])
@@ -175,7 +187,10 @@ class HybridTrainer:
 
     def _weights(self) -> Weights:
         """The model's parameters, and what the optimizer holds besides."""
-        return list((dict(self.objective.model.named_parameters()) | dict(self.optimizer.parameters)).items())
+        held = dict(self.optimizer.parameters)
+        moved = set(held.values())
+        others = [(name, weight) for name, weight in self.objective.model.named_parameters() if weight not in moved]
+        return [*held.items(), *((f".{name}" if name in held else name, weight) for name, weight in others)]
 
     @torch.no_grad()
     def _put_weights(self, state: State) -> None:

@@ -5,7 +5,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from hybridlib.config import Run
+from hybridlib.study.run import Run
 from hybridlib.training.data import DataSource
 from hybridlib.training.assemble import make_trainer
 from hybridlib.training.experiment import held_out_loss

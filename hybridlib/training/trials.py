@@ -12,11 +12,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from tqdm import tqdm
 
-from hybridlib import progress
-from hybridlib.config import Run
-from hybridlib.orphans import end_with
-from hybridlib.studies import ParameterError, load_study
-from hybridlib.sweeps import path, runs, sweeps
+from hybridlib.study import progress
+from hybridlib.study.run import Run
+from hybridlib.study.orphans import end_with
+from hybridlib.study.parameters import ParameterError, load_study
+from hybridlib.study.sweeps import path, runs, sweeps
 from hybridlib.training.experiment import train
 
 

@@ -24,14 +24,15 @@ class Predictor(ABC):
         store: what it remembers between calls, off the device, tensor by tensor.
         copies: that memory in multiples of the parameters.
         orthogonalizes: says of a parameter, by name and tensor, whether it acts as a linear map and is moved as one;
-            `HybridOptimizer` sets it where its user says so. None leaves it to `is_matrix` and `is_embedding`.
+            `HybridOptimizer` sets it where its user says so. None, and what it says None of, is left to `is_matrix` and
+            `is_embedding`.
     """
 
     copies: int = 0
 
     def __init__(self) -> None:
         self.store = TensorStore()
-        self.orthogonalizes: Callable[[str, Tensor], bool] | None = None
+        self.orthogonalizes: Callable[[str, Tensor], bool | None] | None = None
 
     def __init_subclass__(cls, by_name: bool = True, **options: Any) -> None:
         """`by_name=False` keeps a class from being an arm's choice."""
@@ -65,11 +66,9 @@ class Predictor(ABC):
         """Return all that is remembered, each tensor to be read when it is needed."""
         return self.store.entries()
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Remember what `state_dict` returned, its tensors read."""
-        self.store.clear()
-        for name, tensor in state.items():
-            self.store.put(name, tensor)
+    def load_state_dict(self, state: dict[str, Tensor | StoredTensor]) -> None:
+        """Remember what `state_dict` returned, its tensors read or not."""
+        self.store.keep(state.items())
 
 
 _DEFINED: dict[str, type[Predictor]] = {}
@@ -148,7 +147,8 @@ POSITIONS = {"wpe", "pos", "position", "positions", "positional"}
 
 def is_table(name: str) -> bool:
     """Return whether a name speaks of embeddings: GPT-2's `wte` and `wpe`, `tok_emb`, `embed_tokens`, `word_embeddings`."""
-    return bool({"wte", "wpe"} & words(name)) or any("embed" in word or word == "emb" for word in words(name))
+    tables = bool({"wte", "wpe"} & words(name)) or any("embed" in word or word == "emb" for word in words(name))
+    return tables and not {"proj", "projection"} & words(name)  # what embeds patches of an image is a linear map
 
 
 def words(name: str) -> set[str]:

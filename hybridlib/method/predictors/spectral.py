@@ -33,7 +33,7 @@ class Spectral(Nesterov):
         fade: the share of the gain that is gone at the end of the run, 0 to 1.
         fade_from: the share of the run from which it goes, 0 to below 1.
         iterations: of Newton-Schulz, at least 0 (nothing is orthogonalized then); with Muon's quintic.
-        precision: of the products, "fp32" or "bf16".
+        precision: of the products, "fp32" or "bf16"; with "fp32" those of float64 weights are in float64.
         embeddings: whether tables of token embeddings are orthogonalized.
         vector_gain: the gain of what is not orthogonalized.
     """
@@ -57,7 +57,8 @@ class Spectral(Nesterov):
         chosen = [i for i, (name, weight) in enumerate(group) if self.is_linear(name, weight)]
         if chosen:
             matrices = torch.stack([ahead[i] for i in chosen]) if len(chosen) > 1 else ahead[chosen[0]][None]
-            flat = orthogonalize(matrices.flatten(2), self.quintics, self.together, self.dtype).view_as(matrices)
+            dtype = torch.float64 if (matrices.dtype, self.dtype) == (torch.float64, torch.float32) else self.dtype
+            flat = orthogonalize(matrices.flatten(2), self.quintics, self.together, dtype).view_as(matrices)
             for i, direction in zip(chosen, flat):
                 ahead[i] = direction
         return ahead
@@ -67,8 +68,8 @@ class Spectral(Nesterov):
 
     def is_linear(self, name: str, weight: Tensor) -> bool:
         """Return whether a parameter is orthogonalized: as the user says, else by its axes and name."""
-        if self.orthogonalizes is not None:
-            return weight.ndim > 1 and self.orthogonalizes(name, weight)
+        if (said := self.orthogonalizes and self.orthogonalizes(name, weight)) is not None:
+            return weight.ndim > 1 and said
         return is_matrix(name, weight) or (self.embeddings and is_embedding(name, weight))
 
 

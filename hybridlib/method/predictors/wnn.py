@@ -32,8 +32,8 @@ class Wnn(History):
         network = fitted(seen[:, :-1], seen[:, -1:], self.width, generator)
         for name, weight in weights:
             moved = self.displacements(name, weight)[-inputs:].T
-            scale = moved.square().mean().sqrt().clamp_min(1e-12)
-            recent, total = (moved / scale).cpu(), torch.zeros(len(moved))
+            scale = moved.square().mean().sqrt()
+            recent, total = (moved / scale.clamp_min(1e-12)).cpu(), torch.zeros(len(moved))
             for _ in range(horizon):
                 ahead = network(recent).clamp(-3, 3)
                 total += ahead[:, 0]

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hybridlib import provenance
-from hybridlib.config import Run
-from hybridlib.speed.contenders import batch_of, opened
-from hybridlib.speed.share import training_share
-from hybridlib.speed.side_by_side import timed
-from hybridlib.studies import OUTPUTS
-from hybridlib.study import Study
+from hybridlib.study import provenance
+from hybridlib.study.run import Run
+from hybridlib.benchmark.contenders import batch_of, opened
+from hybridlib.benchmark.share import training_share
+from hybridlib.benchmark.side_by_side import timed
+from hybridlib.study.parameters import OUTPUTS
+from hybridlib.study.schema import Study
 from hybridlib.training.assemble import device_name
 from hybridlib.training.data import DataSource
 from hybridlib.training.loss import linear_cross_entropy

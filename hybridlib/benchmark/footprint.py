@@ -3,9 +3,9 @@
 import tempfile
 from pathlib import Path
 
-from hybridlib.config import Run
-from hybridlib.speed.alone import alone
-from hybridlib.speed.contenders import batch_of, opened
+from hybridlib.study.run import Run
+from hybridlib.benchmark.alone import alone
+from hybridlib.benchmark.contenders import batch_of, opened
 from hybridlib.training.assemble import make_trainer, warm_up_kernels
 from hybridlib.training.checkpoint import CheckpointFile
 from hybridlib.training.memory import give_back

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hybridlib.study import Study
+from hybridlib.study.schema import Study
 from pydantic import ValidationError
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PARAMS = ROOT / "params"
 OUTPUTS = Path(os.environ.get("HYBRIDLIB_OUTPUTS", ROOT / "outputs"))
 

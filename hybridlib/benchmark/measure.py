@@ -5,12 +5,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from hybridlib.config import Run
-from hybridlib.speed.contenders import BareLoop, Hybrid, HuggingFace, SameParts, opened
-from hybridlib.speed.footprint import peaks_mb
-from hybridlib.speed.machine import anatomy, gemm_flops_per_s, step_flops
-from hybridlib.speed.side_by_side import Spread, in_turns, ratio, timed
-from hybridlib.study import Study
+from hybridlib.study.run import Run
+from hybridlib.benchmark.contenders import BareLoop, Hybrid, HuggingFace, SameParts, opened
+from hybridlib.benchmark.footprint import peaks_mb
+from hybridlib.benchmark.machine import anatomy, gemm_flops_per_s, step_flops
+from hybridlib.benchmark.side_by_side import Spread, in_turns, ratio, timed
+from hybridlib.study.schema import Study
 from hybridlib.training.memory import give_back
 
 # Names of contenders that ratios are made of.

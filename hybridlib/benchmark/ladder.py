@@ -2,11 +2,11 @@
 
 import pandas as pd
 
-from hybridlib.config import Run
-from hybridlib.speed.alone import alone
-from hybridlib.speed.contenders import Hybrid, opened
-from hybridlib.speed.side_by_side import Spread
-from hybridlib.study import Study
+from hybridlib.study.run import Run
+from hybridlib.benchmark.alone import alone
+from hybridlib.benchmark.contenders import Hybrid, opened
+from hybridlib.benchmark.side_by_side import Spread
+from hybridlib.study.schema import Study
 
 RUNGS = ["baseline_bf16", "hybrid", "hybrid_bf16", "hybrid_accumulation", "hybrid_offload", "memory_optimized"]
 

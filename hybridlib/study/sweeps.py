@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from hybridlib.config import Run, Strict
-from hybridlib.studies import PARAMS, ParameterError, read_yaml
-from hybridlib.study import Seed, Study
+from hybridlib.study.run import Run, Strict
+from hybridlib.study.parameters import PARAMS, ParameterError, read_yaml
+from hybridlib.study.schema import Seed, Study
 
 EVAL_EVERY = 50  # steps: evaluation is off the clock, but not free
 

@@ -15,9 +15,9 @@ from nbconvert.exporters import TemplateExporter
 from nbconvert.utils.pandoc import PandocMissing
 from traitlets.config import Config
 
-from hybridlib.records import RunFolder, write_atomically
-from hybridlib.sections import without_empty
-from hybridlib.studies import ROOT
+from hybridlib.study.records import RunFolder, write_atomically
+from hybridlib.study.sections import without_empty
+from hybridlib.study.parameters import ROOT
 
 TEMPLATES = ROOT / "notebooks" / "templates"
 MARKDOWN = "PHASE_2B_VALIDATION_REPORT.md"

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 
 
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 def git(*args: str) -> str:
     """Output of a git command in the project's folder; empty where there is no git or no repository."""
     try:
-        done = subprocess.run(["git", *args], cwd=HERE, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -23,13 +23,13 @@ def git(*args: str) -> str:
 
 def code() -> dict[str, str | bool]:
     """The commit, and whether code or parameters differ from it."""
-    changed = git("status", "--porcelain", "--", "../hybridlib", "../params", "../notebooks", "../run_all.py")
+    changed = git("status", "--porcelain", "--", "hybridlib", "params", "notebooks", "run_all.py")
     return dict(commit=git("rev-parse", "HEAD"), dirty=bool(changed))
 
 
 def lock_sha256() -> str:
     """Hash of `requirements.lock`: the versions of all packages, by one name."""
-    return hashlib.sha256((HERE.parent / "requirements.lock").read_bytes()).hexdigest()
+    return hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from hybridlib import provenance
-from hybridlib.config import Run
-from hybridlib.records import RunFolder
-from hybridlib.studies import OUTPUTS
+from hybridlib.study import provenance
+from hybridlib.study.run import Run
+from hybridlib.study.records import RunFolder
+from hybridlib.study.parameters import OUTPUTS
 from hybridlib.training import NUMERICS
 
 State = Literal["missing", "partial", "damaged", "stale", "extendable", "complete"]

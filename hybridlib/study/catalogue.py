@@ -9,7 +9,7 @@ from typing import Any
 
 from hybridlib.method import settings
 
-FOLDER = Path(__file__).parent / "method" / "predictors"
+FOLDER = Path(__file__).parents[1] / "method" / "predictors"
 BASE = "hybridlib.method.predictors.base"
 Kinds = dict[str, Any]  # a setting's name -> the type annotation of what it may be
 
@@ -62,7 +62,7 @@ def evaluated(annotation: ast.expr | None) -> Any:
 
 def hinted(cls: type) -> Kinds:
     init = inspect.unwrap(cls.__init__)
-    kinds = typing.get_type_hints(init, include_extras=True)
+    kinds = settings.kinds_of(init)
     return {name: kinds.get(name, Any) for name in list(inspect.signature(init).parameters)[1:]}
 
 

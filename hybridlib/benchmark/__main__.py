@@ -1,4 +1,4 @@
-"""Measures how fast this machine trains, and writes it down: `python -m hybridlib.speed`.
+"""Measures how fast this machine trains, and writes it down: `python -m hybridlib.benchmark`.
 
 Wants the machine to itself. `outputs/<study>/results/speed.json` holds the ratios at the study's size and at GPT-2 Small's,
 the files `speed_*.csv` beside it what they are made of.
@@ -13,20 +13,20 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from hybridlib.records import write_atomically
-from hybridlib.speed import ladder
-from hybridlib.speed.alone import alone
-from hybridlib.speed.machine import facts
-from hybridlib.speed.measure import at_size
-from hybridlib.speed.scaling import grow
-from hybridlib.studies import OUTPUTS, load_study
-from hybridlib.study import Study
+from hybridlib.study.records import write_atomically
+from hybridlib.benchmark import ladder
+from hybridlib.benchmark.alone import alone
+from hybridlib.benchmark.machine import facts
+from hybridlib.benchmark.measure import at_size
+from hybridlib.benchmark.scaling import grow
+from hybridlib.study.parameters import OUTPUTS, load_study
+from hybridlib.study.schema import Study
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m hybridlib.speed", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m hybridlib.benchmark", description=__doc__.split("\n")[0])
     parser.add_argument("--study", default="cpu", metavar="NAME|FILE")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda:N")
     parser.add_argument("--larger", default="gpt2-small", metavar="NAME|FILE", help="a study whose size is measured as well")

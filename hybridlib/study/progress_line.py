@@ -10,9 +10,9 @@ import pandas as pd
 from rich.console import Console
 from rich.status import Status
 
-from hybridlib import progress
-from hybridlib.config import Run
-from hybridlib.plan import Job
+from hybridlib.study import progress
+from hybridlib.study.run import Run
+from hybridlib.study.plan import Job
 
 REFRESH_S = 2.0
 PLAIN_EVERY_S = 15.0  # where there is no terminal to redraw a line on

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hybridlib.config import Run
-from hybridlib.study import Study
+from hybridlib.study.run import Run
+from hybridlib.study.schema import Study
 
 # Stage -> the chapter that argues it. A stage's training, if it has any, comes before its chapter.
 CHAPTERS = {

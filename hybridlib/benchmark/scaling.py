@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from hybridlib.config import Model, Run
-from hybridlib.speed.contenders import Hybrid, opened
-from hybridlib.speed.machine import step_flops
-from hybridlib.study import Study
+from hybridlib.study.run import Model, Run
+from hybridlib.benchmark.contenders import Hybrid, opened
+from hybridlib.benchmark.machine import step_flops
+from hybridlib.study.schema import Study
 from hybridlib.training.models import parameter_count
 
 # From the study's own size to GPT-2 Small: (layers, heads, width, output rows)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hybridlib.records import PHASES
+from hybridlib.study.records import PHASES
 
 TENTHS = 10  # of a run's real steps, by which its pace is judged
 UNTIMED_STEPS = 3  # a run's first steps are off the clock: lazy initialisation, allocation, caches

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from hybridlib.config import Arm, Model, Run, Source, Strict
+from hybridlib.study.run import Arm, Model, Run, Source, Strict
 
 # What a run takes from its study, if its arm does not say otherwise.
 SHAPE = ("steps", "batch_size", "seq_len", "log_every", "eval_every", "eval_batches", "snapshot_every", "threads")

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from hybridlib import execute
-from hybridlib.plan import STAGES, Job, plan
-from hybridlib.records import RunFolder, write_atomically
-from hybridlib.studies import OUTPUTS
-from hybridlib.study import Study
+from hybridlib.study import execute
+from hybridlib.study.plan import STAGES, Job, plan
+from hybridlib.study.records import RunFolder, write_atomically
+from hybridlib.study.parameters import OUTPUTS
+from hybridlib.study.schema import Study
 
 COLUMNS = ["job", "stage", "status", "seconds", "message"]
 

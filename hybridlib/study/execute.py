@@ -13,12 +13,12 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
 
-from hybridlib import chapters, progress
-from hybridlib.chapters import source, stamp
-from hybridlib.orphans import end_with
-from hybridlib.plan import Job
-from hybridlib.records import RunFolder
-from hybridlib.studies import ROOT
+from hybridlib.study import chapters, progress
+from hybridlib.study.chapters import source, stamp
+from hybridlib.study.orphans import end_with
+from hybridlib.study.plan import Job
+from hybridlib.study.records import RunFolder
+from hybridlib.study.parameters import ROOT
 
 PATIENCE_S = 30.0  # for a checkpoint, which takes a step's time and a write's
 

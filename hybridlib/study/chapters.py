@@ -8,11 +8,11 @@ from typing import Any
 import nbformat
 from pydantic import ValidationError
 
-from hybridlib.plan import READERS, Job
-from hybridlib.progress import difference
-from hybridlib.records import write_atomically
-from hybridlib.studies import OUTPUTS, PARAMS, ROOT, load_study, read_yaml
-from hybridlib.study import Study
+from hybridlib.study.plan import READERS, Job
+from hybridlib.study.progress import difference
+from hybridlib.study.records import write_atomically
+from hybridlib.study.parameters import OUTPUTS, PARAMS, ROOT, load_study, read_yaml
+from hybridlib.study.schema import Study
 from hybridlib.training import NUMERICS
 
 NOTEBOOKS = ROOT / "notebooks"

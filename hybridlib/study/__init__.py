@@ -1,0 +1,1 @@
+"""From parameters to report: schemas, plan, execution, records, export. Knows no torch."""

@@ -1,0 +1,126 @@
+"""HybridOptimizer against the whole algorithm, written down once more and plainly: step by step, one matrix at a time."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hybridlib import HybridOptimizer, PhaseSchedule, Spectral
+
+WARMUP, FULL, PREDICT, CORRECT, TOTAL = 3, 4, 6, 2, 50
+GAIN, MOMENTUM, FADE, FADE_FROM, VECTOR_GAIN = 1.3, 0.6, 0.7, 0.4, 0.8
+ORTHOGONAL = {"tok_emb.weight", "mixer.weight", "mlp.weight", "head.weight"}
+
+
+class Tiny(nn.Module):
+    """Tables of tokens and of positions, wide and tall matrices, vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tok_emb, self.pos_emb = nn.Embedding(11, 6), nn.Embedding(5, 6)
+        self.mixer, self.mlp, self.head = nn.Linear(6, 6), nn.Linear(6, 14), nn.Linear(14, 11)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = self.tok_emb(tokens) + self.pos_emb(torch.arange(5))
+        return self.head(torch.tanh(self.mlp(torch.tanh(self.mixer(hidden)))))
+
+
+def make() -> Tiny:
+    torch.manual_seed(3)
+    return Tiny().double()
+
+
+def gradients(model: nn.Module, at: int) -> None:
+    """Those of the batch of this number."""
+    tokens = torch.randint(11, (8, 6), generator=torch.Generator().manual_seed(at))
+    model.zero_grad()
+    nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+
+
+def phases(warmup: int, full: int, predict: int, correct: int, total: int) -> list[tuple[str, int]]:
+    """Each phase and its length. Of the last Predict so much is left out that its Correct ends the run."""
+    found, left = [("warmup", warmup)], total - warmup
+    while left > 0:
+        jump = max(0, min(predict, left - full - correct))
+        cycle = [("full", min(full, left)), ("predict", jump), ("correct", correct if jump else 0)]
+        found += [(phase, length) for phase, length in cycle if length]
+        left -= sum(length for _, length in cycle)
+    return found
+
+
+def orthogonal(d: Tensor) -> Tensor:
+    a, b, c = 3.4445, -4.7750, 2.0315
+    u = d / d.norm()
+    for _ in range(5):
+        u = a * u + b * (u @ u.T @ u) + c * (u @ u.T @ u @ u.T @ u)
+    return u * (d * u).sum() / (u * u).sum()
+
+
+def reference(lengths: tuple[int, int, int, int, int]) -> dict[int, dict[str, Tensor]]:
+    """The weights after the last step of Warmup, Predict and Correct, by how many nominal steps that is."""
+    model = make()
+    adam, weights = torch.optim.Adam(model.parameters(), lr=0.02), dict(model.named_parameters())
+    anchor, buf, batch, taken, found = None, None, 0, 0, {}
+    for phase, length in phases(*lengths):
+        if phase == "full" and anchor is None:
+            anchor = {name: w.detach().clone() for name, w in weights.items()}
+            buf = {name: torch.zeros_like(w) for name, w in weights.items()}
+        if phase == "predict":
+            faded = FADE * min(max((taken / lengths[-1] - FADE_FROM) / (1 - FADE_FROM), 0), 1)
+            for name, w in weights.items():
+                d = w.detach() - anchor[name]
+                buf[name] = MOMENTUM * buf[name] + d
+                ahead, gain = d + MOMENTUM * buf[name], VECTOR_GAIN
+                if name in ORTHOGONAL:
+                    ahead, gain = orthogonal(ahead), GAIN
+                w.data = anchor[name] + gain * (1 - faded) * ahead
+                anchor[name] = w.detach().clone()
+        else:
+            for _ in range(length):
+                gradients(model, batch)
+                adam.step()
+                batch += 1
+        taken += length
+        if phase != "full" and length:
+            found[taken] = {name: w.detach().clone() for name, w in weights.items()}
+    return found
+
+
+def trained(lengths: tuple[int, int, int, int, int], **settings: Any) -> dict[int, dict[str, Tensor]]:
+    """The weights after every call of `step`, by nominal steps."""
+    model, found = make(), {}
+    of_the_reference = dict(gain=GAIN, momentum=MOMENTUM, fade=FADE, fade_from=FADE_FROM, vector_gain=VECTOR_GAIN)
+    adam, predictor = torch.optim.Adam(model.parameters(), lr=0.02), Spectral(**of_the_reference | settings)
+    optimizer = HybridOptimizer(adam, model.named_parameters(), PhaseSchedule(*lengths), predictor)
+    while optimizer.nominal_steps < lengths[-1]:
+        gradients(model, optimizer.computed_steps)
+        optimizer.step()
+        found[optimizer.nominal_steps] = {name: w.detach().clone() for name, w in model.named_parameters()}
+    return found
+
+
+@pytest.mark.parametrize("lengths", [(WARMUP, FULL, PREDICT, CORRECT, TOTAL), (0, 1, 9, 1, 40), (5, 3, 4, 0, 37)])
+def test_the_optimizer_is_the_algorithm(lengths: tuple[int, int, int, int, int]) -> None:
+    wanted, found = reference(lengths), trained(lengths)
+    assert wanted.keys() <= found.keys() and len(wanted) > 4 and max(found) == lengths[-1]
+    for taken, weights in wanted.items():
+        for name, weight in weights.items():
+            torch.testing.assert_close(found[taken][name], weight, rtol=1e-6, atol=1e-9, msg=lambda m: f"{name} after {taken}: {m}")
+
+
+@pytest.mark.parametrize(
+    "change", [dict(momentum=0.0), dict(fade=0.0), dict(embeddings=False), dict(vector_gain=GAIN), dict(iterations=4)]
+)
+def test_the_comparison_sees_every_part_of_the_algorithm(change: dict[str, Any]) -> None:
+    lengths = (WARMUP, FULL, PREDICT, CORRECT, TOTAL)
+    wanted, found = reference(lengths)[TOTAL], trained(lengths, **change)[TOTAL]
+    assert max((found[name] - weight).abs().max() for name, weight in wanted.items()) > 1e-4
+
+
+def test_the_last_predict_is_shortened_so_that_its_correct_ends_the_run() -> None:
+    """50 steps after a warm-up of 3 are three cycles of 12 and a last one of 4 + 5 + 2."""
+    assert phases(WARMUP, FULL, PREDICT, CORRECT, TOTAL)[-3:] == [("full", 4), ("predict", 5), ("correct", 2)]
+    states = list(PhaseSchedule(WARMUP, FULL, PREDICT, CORRECT, TOTAL).unroll())
+    counted = [(phase, length) for phase, length in phases(WARMUP, FULL, PREDICT, CORRECT, TOTAL) for _ in range(length)]
+    assert [(str(state.phase), state.length) for state in states] == counted

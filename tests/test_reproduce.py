@@ -1,0 +1,113 @@
+"""Runs trained again: what is equal is said to be, what is not ends with a failure, and records are never touched."""
+
+import io
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from rich.console import Console
+
+import run_all
+from hybridlib.study import comparison, pipeline, progress, reproduce
+from hybridlib.study.records import RunFolder
+from hybridlib.study.parameters import ROOT, load_study
+from hybridlib.study.schema import Study
+
+STUDY = dict(
+    study="little", model=dict(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=48), sources=dict(markov=dict(kind="markov")),
+    steps=60, batch_size=4, seq_len=16, eval_every=10, eval_batches=2, threads=1, seeds=[3, 4],
+    plan=dict(benchmark=[dict(arms=["baseline", "hybrid"], data=["markov"], seeds=[3])]),
+)  # fmt: skip
+
+
+@pytest.fixture
+def little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    for module in (progress, pipeline, reproduce):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path / "outputs")
+    monkeypatch.setattr(reproduce, "DATA", "markov")
+    monkeypatch.setenv("HYBRIDLIB_OUTPUTS", str(tmp_path / "outputs"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "little.yaml").write_text(yaml.safe_dump(STUDY))
+    return load_study(str(tmp_path / "little.yaml"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*.*")) if path.suffix in (".csv", ".json")}
+
+
+def saying(function, *given) -> tuple[bool, str]:
+    console = Console(file=io.StringIO(), width=200)
+    return function(*given, console), console.file.getvalue()
+
+
+def test_the_pair_is_trained_again_beside_its_records_and_is_equal(little: Study, tmp_path: Path) -> None:
+    from hybridlib.training.experiment import train
+
+    folder = tmp_path / "outputs" / "little"
+    for run in reproduce.pair(little):
+        train(run, "cpu")
+    before = contents(folder / "runs")
+    agree, said = saying(reproduce.reproduce, little, "cpu")
+    assert agree and "equal to the last digit" in said and "recorded: hybrid is" in said and "here: hybrid is" in said
+    found = json.loads((folder / "reproduced" / "reproduced.json").read_text())
+    assert found["agree"] and [row["weights_equal"] for row in found["runs"]] == [True, True]
+    assert contents(folder / "runs") == before
+
+    made = {run.id: RunFolder(folder / "reproduced" / "runs" / run.id).facts["ended_at"] for run in reproduce.pair(little)}
+    (folder / "reproduced" / "runs" / "hybrid-markov-s3" / "run.json").unlink()  # as a start that was cut off leaves it
+    assert saying(reproduce.reproduce, little, "cpu")[0]
+    assert RunFolder(folder / "reproduced" / "runs" / "baseline-markov-s3").facts["ended_at"] == made["baseline-markov-s3"]
+    agree, said = saying(reproduce.verify, little, 1, 7, "cpu")
+    again = saying(reproduce.verify, little, 1, 7, "cpu")[1]
+    assert agree and "1 of 2 complete runs, chosen by --choice 7" in said and said.split("Training")[0] == again.split("Training")[0]
+    assert contents(folder / "runs") == before
+
+
+def test_without_records_there_is_nothing_to_reproduce(little: Study, tmp_path: Path) -> None:
+    agree, said = saying(reproduce.reproduce, little, "cpu")
+    assert agree and "Nothing to reproduce" in said
+    assert saying(reproduce.verify, little, 2, None, "cpu")[0]
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_run_that_cannot_be_trained_is_named(little: Study) -> None:
+    run = reproduce.again(reproduce.pair(little)[0], source=little.sources["markov"].model_copy(update=dict(kind="text", paths=["nowhere"])))
+    with pytest.raises(reproduce.CannotTrain, match="baseline-markov-s3 could not be trained: .*nowhere"):
+        reproduce.train_alone(run, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("gap_nats", "device", "agrees", "said"),
+    [
+        (0.0, None, True, "equal to the last digit"),
+        (1e-5, "cpu: another", True, "e-06 of them .another processor rounds differently"),
+        (1e-5, None, True, "on the same processor"),
+        (1e-3, None, False, "DO NOT AGREE: the final held-out loss of hold-text-s3 differs by"),
+    ],
+)
+def test_the_verdict_depends_on_how_far_the_final_losses_are_apart(fake_study, gap_nats, device, agrees, said) -> None:
+    facts = dict(weights_sha256="a") | (dict(device=device) if device else {})
+    fake_study.rewrite("hold", 3, weights_sha256="a")
+    fake_study.rewrite("sham", 3, **facts) if not gap_nats else fake_study.rewrite("sham", 3, gap_nats=gap_nats, **facts)
+    then, now = (RunFolder(fake_study.folder / "runs" / f"{arm}-text-s3") for arm in ("hold", "sham"))
+    rows = [comparison.compare("hold-text-s3", then, now)]
+    assert comparison.agree(rows) == agrees
+    assert re.search(said, comparison.verdict(rows))
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "apart"),
+    [([1.0, 2.0], [1.0, 2.0], 0.0), ([1.0, 2.0], [1.0, 2.5], 0.25), ([1.0, None], [1.0, None], 0.0), ([1.0, None], [1.0, 2.0], float("inf")),
+     ([-2.0], [2.0], 2.0), ([1.0, 2.0], [1.0], float("inf"))],
+)  # fmt: skip
+def test_the_largest_relative_difference(then: list, now: list, apart: float) -> None:
+    assert comparison.largest(pd.Series(then, dtype=float), pd.Series(now, dtype=float)) == apart
+
+
+def test_a_study_without_the_pair_is_refused(tmp_path: Path, capsys) -> None:
+    (tmp_path / "little.yaml").write_text(yaml.safe_dump(STUDY))
+    assert run_all.main(["--study", str(tmp_path / "little.yaml"), "--reproduce"]) == 2
+    assert "--reproduce: no data source 'text'" in " ".join(capsys.readouterr().out.split())
