@@ -10,6 +10,7 @@ import pandas as pd
 
 BLACK, ORANGE, SKY, GREEN, YELLOW = "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#999999"
+WINE = "#882255"  # of another palette for the colour-blind: there are ten predictors and nine colours in the first
 
 COLOURS = {
     "baseline": BLACK,
@@ -28,6 +29,7 @@ COLOURS = {
     "ridge": BLACK,
     "dmd": GREY,
     "wnn": YELLOW,
+    "polar": WINE,
     "adam_tuned": SKY,
     "muon": PURPLE,
     "schedule_free": GREY,
@@ -80,7 +82,7 @@ def _theme() -> alt.theme.ThemeConfig:
 
 
 def _as_csv(data: pd.DataFrame, **_: Any) -> dict[str, Any]:
-    """A chart's data as one CSV text: a third of the size of a list of records."""
+    """Return a chart's data as one CSV text: a third of the size of a list of records."""
     return {"values": data.to_csv(index=False), "format": {"type": "csv"}}
 
 
@@ -89,7 +91,7 @@ alt.data_transformers.enable("csv")
 
 
 def drawn(figure: Callable[..., alt.TopLevelMixin]) -> Callable[..., alt.TopLevelMixin]:
-    """A figure whose frame has no rows says so instead of failing: a report on missing records must still be made."""
+    """Make a figure whose frame has no rows say so instead of failing: a report on missing records must still be made."""
 
     @wraps(figure)
     def safe(frame: pd.DataFrame, *args: Any, **settings: Any) -> alt.TopLevelMixin:
@@ -103,15 +105,16 @@ def drawn(figure: Callable[..., alt.TopLevelMixin]) -> Callable[..., alt.TopLeve
 
 
 def colour(field: str, names: list[str], title: str | None = None, legend: bool = True) -> alt.Color:
-    """A nominal colour channel in which a name always has the same colour."""
-    spare = iter(SPARE * len(names))
+    """Return a nominal colour channel in which a name always has the same colour."""
+    taken = {COLOURS.get(name) for name in names}
+    spare = iter([ink for ink in SPARE if ink not in taken] + list(SPARE) * len(names))
     chosen = [COLOURS.get(name) or next(spare) for name in names]
     shown = alt.Legend(title=title) if legend else None
     return alt.Color(f"{field}:N", scale=alt.Scale(domain=names, range=chosen), legend=shown, sort=names)
 
 
 def small(frame: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
-    """The frame with its floats cut to significant digits: a chart carries its data with it."""
+    """Return the frame with its floats cut to significant digits: a chart carries its data with it."""
     out = frame.copy()
     for column in out.select_dtypes("float"):
         values = out[column].to_numpy(dtype=float, copy=True)
@@ -123,20 +126,20 @@ def small(frame: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
 
 
 def thinned(frame: pd.DataFrame, keys: list[str], points: int = 40) -> pd.DataFrame:
-    """At most about `points` rows a group, evenly spread, the last always among them."""
+    """Return at most about `points` rows a group, evenly spread, the last always among them."""
     place = frame.groupby(keys).cumcount(ascending=False)
     size = frame.groupby(keys)[keys[0]].transform("size")
     return frame[place % np.ceil(size / points).astype(int) == 0]
 
 
 def in_order(frame: pd.DataFrame, column: str) -> list[str]:
-    """Names in the order in which colours are listed, then the rest as they appear."""
+    """Return names in the order in which colours are listed, then the rest as they appear."""
     there = list(dict.fromkeys(frame[column]))
     return sorted(there, key=lambda name: list(COLOURS).index(name) if name in COLOURS else len(COLOURS))
 
 
 def panels(charts: list[alt.Chart], columns: int) -> alt.ConcatChart | alt.Chart:
-    """Charts side by side with one legend; a single one as it is."""
+    """Return charts side by side with one legend; a single one as it is."""
     if len(charts) == 1:
         return charts[0]
     return alt.concat(*charts, columns=columns, spacing=12).resolve_scale(color="shared", shape="shared")
