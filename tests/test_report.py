@@ -14,7 +14,7 @@ from IPython.core.formatters import DisplayFormatter
 from nbconvert.utils import pandoc
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from hybridlib.analysis.show import PIPELINE, made, save
+from hybridlib.analysis.show import PIPELINE, made, save_files
 from hybridlib.study import export
 from hybridlib.study.sections import without_empty
 
@@ -26,7 +26,7 @@ TITLE = "A report of 100 % & more"
 def shown(content: object, name: str, caption: str, folder: Path) -> nbformat.NotebookNode:
     """A cell of the report that shows what a chapter saved, with outputs as a kernel sends them."""
     one = made(content, name, caption, "Read it so.", "06_benchmark")
-    save(one, folder / "shown", content)
+    save_files(one, folder / "shown", content)
     formats = [DisplayFormatter().format(part) for part in (one.displayed, one.said(link=True))]
     outputs = [new_output("display_data", data=data, metadata=metadata) for data, metadata in formats]
     return new_code_cell("hidden_code()", outputs=outputs)

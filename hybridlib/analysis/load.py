@@ -9,9 +9,9 @@ from typing import Any, Iterator, Sequence
 import pandas as pd
 
 from hybridlib.study import parameters, progress
-from hybridlib.study.run import Run
-from hybridlib.study.records import EVAL_COLUMNS, PHASES, STEP_COLUMNS, RunFolder
 from hybridlib.study.parameters import load_study
+from hybridlib.study.records import EVAL_COLUMNS, PHASES, STEP_COLUMNS, RunFolder
+from hybridlib.study.run import Run
 from hybridlib.study.schema import Study
 from hybridlib.study.summary import summarise, time_to_target_s
 
@@ -55,7 +55,7 @@ class Records:
     left_out: list[str]
 
     def where(self, **wanted: list) -> "Records":
-        """The runs with these values, with their steps and evaluations: `where(data=["text"], role=["baseline"])`."""
+        """Return the runs with these values, with their steps and evaluations: `where(data=["text"], role=["baseline"])`."""
         runs = self.runs
         for column, values in wanted.items():
             runs = runs[runs[column].isin(values)]
@@ -99,7 +99,7 @@ def read_records(study: str, outputs: Path | None = None) -> Records:
 
 
 def planned(study: Study) -> Iterator[tuple[str, Run, bool]]:
-    """Every run of the plan with its stage, and whether it is left to `--full`."""
+    """Give every run of the plan with its stage, and whether it is left to `--full`."""
     for stage, sweeps in study.plan.items():
         for sweep in sweeps:
             for arm in sweep.arms:
@@ -109,7 +109,7 @@ def planned(study: Study) -> Iterator[tuple[str, Run, bool]]:
 
 
 def refuse_mixture(runs: pd.DataFrame) -> None:
-    """Raises `ValueError`, naming runs, unless what is compared was made alike.
+    """Raise `ValueError`, naming runs, unless what is compared was made alike.
 
     A comparison never leaves its data source: the runs on one share NUMERICS, device and corpus.
     """
@@ -129,13 +129,13 @@ def refuse_mixture(runs: pd.DataFrame) -> None:
 
 
 def devices(runs: pd.DataFrame) -> str:
-    """Where the runs were made: one device, or each with its data sources."""
+    """Say where the runs were made: one device, or each with its data sources."""
     found = {device: list(dict.fromkeys(part.data)) for device, part in runs.groupby("device", sort=False)}
     return "; ".join(f"{device} ({', '.join(data)})" if len(found) > 1 else device for device, data in found.items())
 
 
 def with_targets(runs: pd.DataFrame, evals: pd.DataFrame) -> pd.DataFrame:
-    """Adds each run's target, its same-seed baseline's final held-out loss, and the seconds until it was reached, as they were
+    """Add each run's target, its same-seed baseline's final held-out loss, and the seconds until it was reached, as they were
     and at the run's steady pace.
 
     Infinite: not reached by the end of the run's extension, or of a peer, whose learning rate ends where it ends.

@@ -16,13 +16,13 @@ ARMS = ("baseline", "hybrid", "memory_optimized", "hold", "sham")
 
 
 def block(studies: list[dict[str, Any]]) -> str:
-    """What every study found, from its `results.json`: its claim and its arms, then the verdicts of all side by side."""
+    """Return what every study found, from its `results.json`: its claim and its arms, then the verdicts of all side by side."""
     found = [f"**{results['study']}.** {claim(results)}\n\n{arms_table(results)}" for results in studies]
     return "\n\n".join([*found, verdicts_table(studies)])
 
 
 def claim(results: dict[str, Any]) -> str:
-    """The claim as measured."""
+    """Return the claim as measured."""
     hybrid = results["arms"]["text/hybrid"]
     nominal = results["arms"]["text/baseline"]["real_steps"]
     to_target = hybrid["time_to_target_ratio"]
@@ -56,22 +56,22 @@ def arms_table(results: dict[str, Any]) -> str:
 
 
 def verdicts_table(studies: list[dict[str, Any]]) -> str:
-    """One row a criterion, one column a study: the verdict, and the value of the part that decides it."""
+    """Return one row a criterion, one column a study: the verdict, and the value of the part that decides it."""
     rows = [
-        {"": name, "asks": rule.about} | {results["study"]: verdict(results["criteria"][name]) for results in studies}
+        {"": name, "asks": rule.about} | {results["study"]: verdict_cell(results["criteria"][name]) for results in studies}
         for name, rule in read_rules().criteria.items()
     ]
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-def verdict(found: dict[str, Any]) -> str:
+def verdict_cell(found: dict[str, Any]) -> str:
     value, low, high = (math.nan if found[key] is None else found[key] for key in ("value", "low", "high"))
     measured = estimate(Effect(value, low, high, math.nan, 0), found["unit"] or "")
     return f"**{found['verdict']}** {measured}" if found["value"] is not None else f"**{found['verdict']}**"
 
 
 def committed() -> list[dict[str, Any]]:
-    """The results of every study that has a baseline and a hybrid on text: the default study's, then those of most seeds."""
+    """Return the results of every study that has a baseline and a hybrid on text: the default study's, then those of most seeds."""
     files = [path for path in OUTPUTS.glob("*/results.json") if path.parent.name != "smoke"]
     found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     whole = [results for results in found if {"text/baseline", "text/hybrid"} <= set(results["arms"])]
@@ -79,7 +79,7 @@ def committed() -> list[dict[str, Any]]:
 
 
 def renewed(text: str, block: str) -> str:
-    """The README with the block between its marks replaced."""
+    """Return the README with the block between its marks replaced."""
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}"
 

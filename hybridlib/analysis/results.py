@@ -9,7 +9,7 @@ import pandas as pd
 
 from hybridlib.analysis.effects import effect
 from hybridlib.analysis.load import BASELINE, Records, devices
-from hybridlib.analysis.show import keep
+from hybridlib.analysis.show import keep_file
 from hybridlib.study.records import PHASES
 
 EVIDENCE_COLUMNS = ["test", "about", "passed", "evidence"]
@@ -33,7 +33,7 @@ def write_results(records: Records, verdicts: pd.DataFrame, parts: pd.DataFrame)
         criteria={row.criterion: {key: _finite(getattr(row, key)) for key in keys} for row in verdicts.itertuples()},
         arms={f"{data}/{arm}": arm_results(runs, arm, data) for data, arm in pairs},
     )
-    keep(records.folder / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    keep_file(records.folder / "results.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     for name, frame in dict(criteria=verdicts, criteria_parts=parts, runs=runs, missing=records.missing).items():
         keep_frame(records.folder, name, frame)
     return content
@@ -41,7 +41,7 @@ def write_results(records: Records, verdicts: pd.DataFrame, parts: pd.DataFrame)
 
 def keep_frame(study_folder: Path, name: str, frame: pd.DataFrame) -> None:
     """Keep a frame as `results/<name>.csv`: written under the pipeline alone."""
-    keep(study_folder / "results" / f"{name}.csv", frame.to_csv(index=False))
+    keep_file(study_folder / "results" / f"{name}.csv", frame.to_csv(index=False))
 
 
 class Evidence:
@@ -49,7 +49,7 @@ class Evidence:
 
     def __init__(self, study_folder: Path, name: str) -> None:
         self.folder, self.name, self.rows = study_folder, name, []
-        keep(study_folder / "results" / f"{name}.csv", None)  # a run that is gone leaves no result behind
+        keep_file(study_folder / "results" / f"{name}.csv", None)  # a run that is gone leaves no result behind
 
     def add(self, test: str, about: str, passed: bool, evidence: str) -> pd.DataFrame:
         """Add one result, keep what there is, and return the row for display."""

@@ -19,8 +19,8 @@ import vl_convert as vlc
 from PIL import Image
 
 from hybridlib.analysis.theme import NOTHING, TEXT_WIDTH_PX
-from hybridlib.study.records import write_atomically
 from hybridlib.study.parameters import ROOT
+from hybridlib.study.records import write_atomically
 
 PIPELINE = "HYBRIDLIB_PIPELINE"  # names the chapter that the pipeline executes; not set where one is run by hand
 # JupyterLab draws Vega-Lite 5, of which these charts use nothing that version 6 changed.
@@ -32,7 +32,7 @@ LINEWIDTHS_A_CHARACTER = 0.0105  # in a table's font, about
 PNG_SCALE = 2
 
 
-def keep(file: Path, text: str | None) -> None:
+def keep_file(file: Path, text: str | None) -> None:
     """Write what a chapter found, or delete it for None; only under the pipeline, so that trying things out changes no file."""
     if PIPELINE not in os.environ:
         return
@@ -125,7 +125,7 @@ class Show:
         """Show a chart with its caption and how to read it, a table with its caption, or a sentence in Markdown; and save it by
         its name. With a name alone, show what a chapter saved.
 
-        Raises `ValueError` for a chart that nobody is told how to read.
+        Raise `ValueError` for a chart that nobody is told how to read.
         """
         if not name:
             found = self.saved(content)
@@ -133,7 +133,7 @@ class Show:
             return show_parts(found, link=True) if found else IPython.display.display(IPython.display.Markdown(said))
         shown = made(content, name, caption, reading, self.chapter)
         if self.chapter:
-            save(shown, self.folder, content)
+            save_files(shown, self.folder, content)
         show_parts(shown, link=False)
 
     def saved(self, name: str) -> Shown | None:
@@ -161,15 +161,15 @@ def made(content: alt.TopLevelMixin | pd.DataFrame | str, name: str, caption: st
     return Shown(name, "figure", content.to_dict(), caption, reading, chapter, empty=content.usermeta == NOTHING)
 
 
-def save(shown: Shown, folder: Path, content: alt.TopLevelMixin | pd.DataFrame | str) -> None:
+def save_files(shown: Shown, folder: Path, content: alt.TopLevelMixin | pd.DataFrame | str) -> None:
     """Write `<name>.json` with all that a report shows, and a figure as .png, .svg and .pdf, a table as .tex and .csv."""
     file = folder / f"{shown.name}.json"
-    keep(file, json.dumps(asdict(shown), ensure_ascii=False, indent=1) + "\n")
+    keep_file(file, json.dumps(asdict(shown), ensure_ascii=False, indent=1) + "\n")
     if shown.kind == "table":
-        keep(file.with_suffix(".tex"), shown.displayed.bundle["text/latex"] + "\n")
-        keep(file.with_suffix(".csv"), content.to_csv(index=False))
+        keep_file(file.with_suffix(".tex"), shown.displayed.bundle["text/latex"] + "\n")
+        keep_file(file.with_suffix(".csv"), content.to_csv(index=False))
     elif shown.kind == "figure":
-        keep(file.with_suffix(".svg"), vlc.vegalite_to_svg(shown.content))
+        keep_file(file.with_suffix(".svg"), vlc.vegalite_to_svg(shown.content))
         file.with_suffix(".png").write_bytes(b64decode(shown.displayed.bundle["image/png"]))
         file.with_suffix(".pdf").write_bytes(vlc.vegalite_to_pdf(shown.content))
 

@@ -32,7 +32,7 @@ NOTHING = Effect(np.nan, np.nan, np.nan, np.nan, 0)
 
 
 def mean_effect(differences: Sequence[float], alpha: float = ALPHA) -> Effect:
-    """Mean of paired differences (n_seeds,) with its paired-t interval; p against 0. One seed has no interval."""
+    """Return the mean of paired differences (n_seeds,) with its paired-t interval; p against 0. One seed has no interval."""
     x = np.asarray(differences, float)
     if len(x) == 0:
         return NOTHING
@@ -45,7 +45,7 @@ def mean_effect(differences: Sequence[float], alpha: float = ALPHA) -> Effect:
 
 
 def ratio_effect(ratios: Sequence[float], alpha: float = ALPHA) -> Effect:
-    """Geometric mean of paired ratios (n_seeds,), all ≥ 0: paired t on the logarithms, back-transformed; p against 1.
+    """Return the geometric mean of paired ratios (n_seeds,), all ≥ 0: paired t on the logarithms, back-transformed; p against 1.
 
     A ratio of 0 is a time that was infinite. Then no mean of logarithms exists: the value is the median ratio, with a
     miss as 0 (as AlgoPerf scores it), p is the sign test's, and there is no interval.
@@ -59,7 +59,7 @@ def ratio_effect(ratios: Sequence[float], alpha: float = ALPHA) -> Effect:
 
 
 def rate_effect(events: Sequence[int], exposure: Sequence[float], alpha: float = ALPHA) -> Effect:
-    """Events per unit of exposure, both (n_runs,), with the exact Poisson interval; no test."""
+    """Return events per unit of exposure, both (n_runs,), with the exact Poisson interval; no test."""
     count, total = float(np.sum(events)), float(np.sum(exposure))
     if not total:
         return NOTHING
@@ -68,7 +68,7 @@ def rate_effect(events: Sequence[int], exposure: Sequence[float], alpha: float =
 
 
 def non_inferiority_p(differences: Sequence[float], margin: float) -> float:
-    """One-sided p of "the mean difference (n_seeds,) is at least `margin`": small shows that it is below.
+    """Return the one-sided p of "the mean difference (n_seeds,) is at least `margin`": small shows that it is below.
 
     This is the upper of the two one-sided tests of TOST; an arm that is better than the margin allows is no worse.
     """
@@ -76,7 +76,7 @@ def non_inferiority_p(differences: Sequence[float], margin: float) -> float:
 
 
 def equivalence_p(differences: Sequence[float], margin: float) -> float:
-    """p of the TOST: small shows that the mean difference (n_seeds,) lies within ± `margin`."""
+    """Return the p of the TOST: small shows that the mean difference (n_seeds,) lies within ± `margin`."""
     return max(_one_sided(differences, margin, "less"), _one_sided(differences, -margin, "greater"))
 
 
@@ -91,14 +91,14 @@ def _one_sided(differences: Sequence[float], null: float, alternative: str) -> f
 
 
 def _t_test_p(*samples, **settings) -> float:
-    """Pingouin's t-test also integrates a Bayes factor, which is not used here and warns for very small p."""
+    """Return the p of pingouin's t-test, which also integrates a Bayes factor, which is not used here and warns for very small p."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IntegrationWarning)
         return float(pg.ttest(*samples, **settings)["p_val"].iloc[0])
 
 
 def welch_p(a: Sequence[float], b: Sequence[float]) -> float:
-    """Two-sided p of Welch's t-test between two arms' values, (n_a,) and (n_b,); the brief's test, pairing ignored."""
+    """Return the two-sided p of Welch's t-test between two arms' values, (n_a,) and (n_b,); the brief's test, pairing ignored."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     if min(len(a), len(b)) < 2 or not np.isfinite([*a, *b]).all() or np.ptp(a) == np.ptp(b) == 0:
         return np.nan
@@ -106,7 +106,7 @@ def welch_p(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """Holm-corrected p-values (n_tests,); a test that was not made (NaN) stays NaN and does not count."""
+    """Return Holm-corrected p-values (n_tests,); a test that was not made (NaN) stays NaN and does not count."""
     p = np.asarray(p, float)
     out, made = np.full(len(p), np.nan), np.isfinite(p)
     if made.any():
@@ -115,7 +115,7 @@ def holm(p: Sequence[float]) -> np.ndarray:
 
 
 def interquartile_mean(values: Sequence[float]) -> float:
-    """Mean of the middle half of all values, any shape: a quarter is cut at each end (Agarwal et al. 2021)."""
+    """Return the mean of the middle half of all values, any shape: a quarter is cut at each end (Agarwal et al. 2021)."""
     return float(stats.trim_mean(np.asarray(values, float), 0.25, axis=None))
 
 
@@ -126,7 +126,7 @@ def stratified_bootstrap(
     resamples: int = 2000,
     alpha: float = ALPHA,
 ) -> tuple[float, float]:
-    """Percentile interval of a statistic of (n_seeds, n_tasks); seeds are redrawn within each task (Agarwal et al.)."""
+    """Return the percentile interval of a statistic of (n_seeds, n_tasks); seeds are redrawn within each task (Agarwal et al.)."""
     n_seeds, n_tasks = values.shape
     rows = rng.integers(n_seeds, size=(resamples, n_seeds, n_tasks))
     redrawn = values[rows, np.arange(n_tasks)]  # (resamples, n_seeds, n_tasks)
@@ -135,14 +135,14 @@ def stratified_bootstrap(
 
 
 def power(distance: float, sd: float, n_seeds: int, alpha: float = ALPHA, alternative: str = "two-sided") -> float:
-    """Chance that a paired t-test with `n_seeds` shows a true effect `distance` away, seeds differing by `sd`."""
+    """Return the chance that a paired t-test with `n_seeds` shows a true effect `distance` away, seeds differing by `sd`."""
     if n_seeds < 2 or not sd > 0:
         return np.nan
     return float(TTestPower().power(abs(distance) / sd, n_seeds, alpha, alternative=alternative))
 
 
 def detectable(sd: float, n_seeds: int, alpha: float = ALPHA, wanted: float = 0.8) -> float:
-    """The smallest true effect that a two-sided paired t-test with `n_seeds` shows with power `wanted`, in its unit."""
+    """Return the smallest true effect that a two-sided paired t-test with `n_seeds` shows with power `wanted`, in its unit."""
     if n_seeds < 2 or not sd > 0:
         return np.nan
     return sd * float(TTestPower().solve_power(None, n_seeds, alpha, wanted))

@@ -17,7 +17,7 @@ SHARE_TOLERANCE = 0.05  # how far a phase's share may move between the run's hal
 
 
 def long_training(steps: pd.DataFrame, evals: pd.DataFrame) -> tuple[bool, str]:
-    """ST-1: no divergence, a final held-out loss not above the one at mid-run, phases in stable shares."""
+    """Judge ST-1: no divergence, a final held-out loss not above the one at mid-run, phases in stable shares."""
     rollbacks = int(steps.event.str.contains("rollback").sum())
     middle = evals[evals.step <= steps.step.max() / 2].held_out_loss
     final = evals.held_out_loss.iloc[-1]
@@ -33,7 +33,7 @@ def long_training(steps: pd.DataFrame, evals: pd.DataFrame) -> tuple[bool, str]:
 
 
 def finishes(steps: pd.DataFrame, trained_tokens_per_s: float, reference_tokens_per_s: float) -> tuple[bool, str]:
-    """ST-2, ST-3: all losses finite and at least half of the study's `hybrid` trained tokens/s (np.nan: not known)."""
+    """Judge ST-2 and ST-3: all losses finite and at least half of the study's `hybrid` trained tokens/s (np.nan: not known)."""
     real = steps[steps.real == 1]
     finite = bool(np.isfinite(real.loss).all())
     share = trained_tokens_per_s / reference_tokens_per_s
@@ -44,7 +44,7 @@ def finishes(steps: pd.DataFrame, trained_tokens_per_s: float, reference_tokens_
 
 
 def recovery(steps: pd.DataFrame) -> tuple[bool, str]:
-    """ST-4: a fault, a rollback within DETECT_STEPS real steps, and the loss back under its mean before the fault."""
+    """Judge ST-4: a fault, a rollback within DETECT_STEPS real steps, and the loss back under its mean before the fault."""
     near = around_fault(steps)
     if near.empty:
         return False, "no fault was put in"
@@ -60,7 +60,7 @@ def recovery(steps: pd.DataFrame) -> tuple[bool, str]:
 
 
 def recovery_steps(steps: pd.DataFrame, answer: str = "high|skipped|rollback|rejected") -> tuple[float, float]:
-    """Of a run with a fault: the real steps until it was answered, and the nominal steps until the loss was back under its
+    """Return of a run with a fault the real steps until it was answered, and the nominal steps until the loss was back under its
     running mean from before. NaN for what did not happen.
     """
     near = around_fault(steps)

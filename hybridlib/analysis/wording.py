@@ -6,7 +6,7 @@ from hybridlib.analysis.statistics import Effect
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Significant digits, at least one decimal below 1000, no exponent for everyday sizes; a dash for no value."""
+    """Write with significant digits, at least one decimal below 1000, no exponent for everyday sizes; a dash for no value."""
     if value is None or math.isnan(value):
         return "–"
     if math.isinf(value):
@@ -19,12 +19,12 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def fixed(value: float, decimals: int) -> str:
-    """A number with so many decimals and a true minus sign; nothing is written as −0."""
+    """Write a number with so many decimals and a true minus sign; nothing is written as −0."""
     return f"{value + 0.0:z.{decimals}f}".replace("-", "−")
 
 
 def with_unit(value: float, unit: str, sign: bool = False) -> str:
-    """`2.13×`, `+0.52 %`, `4.08 nats`."""
+    """Write `2.13×`, `+0.52 %`, `4.08 nats`."""
     text = number(value)
     plus = "+" if sign and value > 0 else ""
     return f"{plus}{text}{_spaced(unit)}" if text != "–" else text
@@ -35,7 +35,7 @@ def _spaced(unit: str) -> str:
 
 
 def estimate(effect: Effect, unit: str) -> str:
-    """`2.13× [2.10, 2.17]`: decimals as the interval's width gives them sense; no brackets without an interval."""
+    """Write `2.13× [2.10, 2.17]`: decimals as the interval's width gives them sense; no brackets without an interval."""
     width = effect.high - effect.low
     if not (math.isfinite(width) and width > 0):
         return with_unit(effect.value, unit)
@@ -45,23 +45,23 @@ def estimate(effect: Effect, unit: str) -> str:
 
 
 def p_value(p: float) -> str:
-    """`0.013`, `< 0.0001`, or a dash where no test was made."""
+    """Write `0.013`, `< 0.0001`, or a dash where no test was made."""
     return "–" if p is None or math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
 
 
 def p_is(p: float) -> str:
-    """`p = 0.013` or `p < 0.0001`, for a sentence."""
+    """Write `p = 0.013` or `p < 0.0001`, for a sentence."""
     return f"p {p_value(p)}" if p < 1e-4 else f"p = {p_value(p)}"
 
 
 def _sensible(value: float, spread: float, most: int) -> int:
-    """Decimals that show two digits of the spread, and at most so many digits of the value."""
+    """Return the decimals that show two digits of the spread, and at most so many digits of the value."""
     two = 1 - math.floor(math.log10(spread) + 1e-9)
     return max(0, min(two, most - 1 - math.floor(math.log10(max(abs(value), 1.0)))))
 
 
 def mean_sd(values) -> str:
-    """`4.08 ± 0.01` of the values (n_seeds,); the standard deviation is left out for one seed."""
+    """Write `4.08 ± 0.01` of the values (n_seeds,); the standard deviation is left out for one seed."""
     x = [float(v) for v in values if not math.isnan(v)]
     if not x:
         return "–"
@@ -74,6 +74,6 @@ def mean_sd(values) -> str:
 
 
 def listed(names) -> str:
-    """`a`, `a and b`, `a, b and c`; `none` for nothing."""
+    """Write `a`, `a and b`, `a, b and c`; `none` for nothing."""
     names = [str(n) for n in names]
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]])) or "none"
