@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
-from hybridlib.study.run import Source
 from hybridlib.study.parameters import ROOT
+from hybridlib.study.run import Source
 from hybridlib.training import corpus, text_files, tokenizer
 from hybridlib.training.corpus import Corpus, CorpusError, load_corpus, split
 from hybridlib.training.text_files import read_texts, shown

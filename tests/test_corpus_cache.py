@@ -13,9 +13,9 @@ from typing import Callable
 import numpy as np
 import pytest
 
-from hybridlib.study.run import Source
-from hybridlib.study.records import StorageError
 from hybridlib.study.parameters import ROOT
+from hybridlib.study.records import StorageError
+from hybridlib.study.run import Source
 from hybridlib.training import corpus
 from hybridlib.training.corpus import Corpus, load_corpus
 
@@ -23,7 +23,7 @@ CHILD = """
 import os, sys, time
 from pathlib import Path
 from hybridlib.study.run import Source
-from hybridlib.training import corpus, corpus_cache
+from hybridlib.training import corpus, tokenizer
 corpus.CACHE = Path(sys.argv[2])
 if sys.argv[3] == "slow":
     os.fsync = lambda file: time.sleep(60)

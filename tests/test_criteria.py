@@ -6,11 +6,11 @@ import math
 import pandas as pd
 import pytest
 import yaml
+from hybridlib.analysis.criteria import verdicts
+from hybridlib.analysis.measured import FAIL, INCONCLUSIVE, PASS, measured_parts, sources_with_power
 
 from hybridlib.analysis import load
-from hybridlib.analysis.criteria import verdicts
 from hybridlib.analysis.effects import by_seed, effect
-from hybridlib.analysis.measured import FAIL, INCONCLUSIVE, PASS, measured_parts, sources_with_power
 from hybridlib.analysis.results import write_results
 from hybridlib.analysis.rules import read_rules
 from hybridlib.study.parameters import PARAMS, ParameterError

@@ -5,7 +5,6 @@ import base64
 import altair as alt
 import pandas as pd
 import pytest
-
 from hybridlib.analysis.display import LATEX, escaped, figure, table
 
 CAPTION = "Loss of memory_optimized, 5 % & more"

@@ -3,9 +3,9 @@
 import altair as alt
 import pandas as pd
 import pytest
+from hybridlib.analysis.measured import measured_parts
 
 from hybridlib.analysis import effects, figures_phases, figures_training, figures_verdict, load, series, theme
-from hybridlib.analysis.measured import measured_parts
 from hybridlib.analysis.rules import read_rules
 
 PAIR = ["speedup", "time_to_target"]

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-
-from hybridlib.analysis import ablation, load, prose, tables, tables_effects, tables_verdict, wording
 from hybridlib.analysis.criteria import verdicts
 from hybridlib.analysis.measured import measured_parts, sources_with_power
+from hybridlib.analysis.stats import Effect
+
+from hybridlib.analysis import ablation, load, prose, tables, tables_effects, tables_verdict, wording
 from hybridlib.analysis.rules import read_rules
 from hybridlib.analysis.series import gradient_health
-from hybridlib.analysis.stats import Effect
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from hybridlib.study.run import Run
-from hybridlib.study.records import RunFolder
 from hybridlib.benchmark.side_by_side import timed
+from hybridlib.study.records import RunFolder
+from hybridlib.study.run import Run
 from hybridlib.training.assemble import make_trainer, pick_device
 from hybridlib.training.data import DataSource, open_source
 from hybridlib.training.models import Batch, build, loss_fn
