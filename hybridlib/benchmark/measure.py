@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hybridlib.benchmark.contenders import BareLoop, HuggingFace, Hybrid, SameParts, opened
+from hybridlib.benchmark.contenders import BareLoop, HuggingFace, Hybrid, SameParts, opened, peaks_mb
 from hybridlib.benchmark.machine import anatomy, gemm_flops_per_s, step_flops
-from hybridlib.benchmark.side_by_side import Spread, alone, in_turns, peaks_mb, ratio, timed
+from hybridlib.benchmark.side_by_side import Spread, alone, in_turns, ratio, timed
 from hybridlib.study.run import Model, Run
 from hybridlib.study.schema import Study
 from hybridlib.training.meter import give_back

@@ -165,12 +165,12 @@ class Pipeline:
         return table
 
     def _from_records(self, job: Job, was: dict) -> tuple[str, float | str, str]:
-        state = execute.state(job, self.study.study)
-        if state in ("complete", "extendable", "reads"):  # a chapter that reads was executed to its end by an earlier start
+        found = state(job, self.study.study)
+        if found in ("complete", "extendable", "reads"):  # a chapter that reads was executed to its end by an earlier start
             return "complete", was.get("seconds", ""), ""
         if was.get("status") == "failed":
             return "failed", was["seconds"], was["message"]
-        return "missing", "", "" if state == "missing" else state
+        return "missing", "", "" if found == "missing" else found
 
 
 def known_times(study: str) -> dict[tuple[str, str], float]:
