@@ -5,6 +5,7 @@ import shutil
 import time
 import warnings
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 
@@ -13,17 +14,18 @@ from hybridlib.records import writing
 STALE_S = 3600.0  # nobody writes that long
 
 
-def load(file: Path, key: str, checksum) -> tuple[np.ndarray, np.ndarray, str] | None:
+def load(file: Path, key: str, checksum: Callable[..., str]) -> tuple[np.ndarray, np.ndarray, str] | None:
     """The streams that were saved for the key and their checksum; None, in words where it is damage, where there are none."""
     if not os.path.lexists(file):
         return None
     try:
-        with np.load(file) as saved:
+        with file.open("rb") as stored, np.load(stored) as saved:
             train, held_out, own, sha256 = saved["train"], saved["held_out"], str(saved["key"]), str(saved["sha256"])
         if own != key or sha256 != checksum(train, held_out):
             raise ValueError("its checksum is another")
     except Exception as error:  # a damaged archive raises nearly anything, MemoryError among it
-        warnings.warn(f"{file}: this cached corpus is damaged, so it is made again ({error or type(error).__name__})", stacklevel=3)
+        why = error or type(error).__name__
+        warnings.warn(f"{file}: this cached corpus is damaged, so it is made again ({why})", stacklevel=3)
         return None
     return train, held_out, sha256
 
