@@ -71,7 +71,8 @@ def special(path: Path, kind: str) -> None:
             here = os.open(".", os.O_RDONLY)
             os.chdir(path.parent)  # a socket's path must be short
             try:
-                socket.socket(socket.AF_UNIX).bind(path.name)
+                with socket.socket(socket.AF_UNIX) as bound:
+                    bound.bind(path.name)
             finally:
                 os.fchdir(here)
                 os.close(here)
