@@ -81,7 +81,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a bit": flip,
     "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
     "longer": lambda file: file.write_bytes(file.read_bytes()[:-30] + bytes(200_000)),
-    "an array alone": lambda file: np.save(file.open("wb"), np.zeros(9)),
+    "a pickle": lambda file: np.zeros(9).dump(file),
     "objects": lambda file: np.savez(file, train=np.array([{}], object), held_out=1, key="", sha256=""),
     "another corpus": another,
     "no streams": lambda file: np.savez(file, x=1),

@@ -83,7 +83,11 @@ def checksum(train: np.ndarray, held_out: np.ndarray) -> str:
 
 
 def tokenise(
-    texts: list[tuple[str, str]], vocab: int, held_out_pct: float, by_content: bool = True, say: Callable[[str], None] = lambda doing: None
+    texts: list[tuple[str, str]],
+    vocab: int,
+    held_out_pct: float,
+    by_content: bool = True,
+    say: Callable[[str], None] = lambda doing: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Training and held-out token streams of (name, text) pairs, by a tokenizer that learned from the training part alone."""
     train, held_out = split(texts, held_out_pct, by_content)
