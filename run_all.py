@@ -22,12 +22,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from hybridlib.study import execute, export, reproduce
-from hybridlib.study.progress_line import ProgressLine, duration
-from hybridlib.study.orphans import end_with
-from hybridlib.study.pipeline import Pipeline, known_times
-from hybridlib.study.plan import STAGES, Job, estimated_s, plan
-from hybridlib.study.records import RunFolder
+from hybridlib.study.execute import Pipeline, known_times
 from hybridlib.study.parameters import OUTPUTS, load_study
+from hybridlib.study.plan import STAGES, Job, estimated_s, plan
+from hybridlib.study.progress_line import ProgressLine, duration
+from hybridlib.study.provenance import end_with
+from hybridlib.study.records import RunFolder
 
 RESUMABLE = os.EX_TEMPFAIL  # 75, in sysexits.h: try again later
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)

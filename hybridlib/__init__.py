@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hybridlib.method.optimizer import HybridOptimizer
+    from hybridlib.method.predictors.autoregression import Dmd, Ridge
     from hybridlib.method.predictors.base import History, Predictor
     from hybridlib.method.predictors.controls import Hold, Sham
-    from hybridlib.method.predictors.dmd import Dmd
-    from hybridlib.method.predictors.drift import Drift
-    from hybridlib.method.predictors.linear import Linear
+    from hybridlib.method.predictors.extrapolation import Drift, Linear
     from hybridlib.method.predictors.nesterov import Nesterov
-    from hybridlib.method.predictors.ridge import Ridge
     from hybridlib.method.predictors.spectral import Polar, Spectral
     from hybridlib.method.predictors.wnn import Wnn
     from hybridlib.method.schedule import Phase, PhaseSchedule
@@ -27,15 +25,18 @@ __all__ = [
     "HybridOptimizer", "PhaseSchedule", "Phase", "Predictor", "History", "Hold", "Sham", "Linear", "Drift", "Ridge", "Dmd",
     "Wnn", "Nesterov", "Spectral", "Polar",
 ]  # fmt: skip
-_ELSEWHERE = dict(HybridOptimizer="optimizer", PhaseSchedule="schedule", Phase="schedule", Predictor="predictors.base",
-                  History="predictors.base", Hold="predictors.controls", Sham="predictors.controls",
-                  Polar="predictors.spectral")  # fmt: skip
+_HOME = dict(
+    HybridOptimizer="optimizer", PhaseSchedule="schedule", Phase="schedule", Predictor="predictors.base", History="predictors.base",
+    Hold="predictors.controls", Sham="predictors.controls", Linear="predictors.extrapolation", Drift="predictors.extrapolation",
+    Ridge="predictors.autoregression", Dmd="predictors.autoregression", Wnn="predictors.wnn", Nesterov="predictors.nesterov",
+    Spectral="predictors.spectral", Polar="predictors.spectral",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"hybridlib.method.{_ELSEWHERE.get(name, f'predictors.{name.lower()}')}"), name)
+    return getattr(import_module(f"hybridlib.method.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

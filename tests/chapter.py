@@ -12,8 +12,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from hybridlib.study import parameters
 from hybridlib.analysis.show import PIPELINE, Shown
+from hybridlib.study import parameters
 
 NOTEBOOKS = parameters.ROOT / "notebooks"
 

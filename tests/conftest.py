@@ -11,11 +11,11 @@ import torch
 import yaml
 from torch import Tensor
 
-from hybridlib.study.run import Run
-from hybridlib.study.records import EvalRecord, RunFolder, StepRecord, write_atomically
-from hybridlib.study.parameters import load_study
-from hybridlib.study.summary import summarise
 from hybridlib.method.predictors.base import Predictor, Weights
+from hybridlib.study.parameters import load_study
+from hybridlib.study.progress import summarise
+from hybridlib.study.records import EvalRecord, RunFolder, StepRecord, write_atomically
+from hybridlib.study.run import Run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from hybridlib import HybridOptimizer, Linear, PhaseSchedule, Predictor, Spectral
-from hybridlib.study.catalogue import predictor_settings
-from hybridlib.study.run import Predictor as Settings
 from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Weights, is_embedding, is_matrix
-from hybridlib.training.average import WeightAverage
+from hybridlib.method.settings import predictor_settings
+from hybridlib.study.run import Predictor as Settings
 from hybridlib.training.checkpoint import CheckpointFile, Snapshots
 from hybridlib.training.objective import Objective
-from hybridlib.training.optimizers import CombinedOptimizer
+from hybridlib.training.optimizers import CombinedOptimizer, WeightAverage
 from hybridlib.training.tensor_file import copied
 from hybridlib.training.trainer import HybridTrainer
 

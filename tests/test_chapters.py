@@ -7,8 +7,8 @@ import nbformat
 import pytest
 
 from hybridlib.study import chapters, parameters
-from hybridlib.study.plan import READERS, Job, plan
 from hybridlib.study.parameters import PARAMS, ROOT, load_study
+from hybridlib.study.plan import READERS, Job, plan
 from hybridlib.training import NUMERICS
 
 SMOKE = load_study("smoke")
@@ -53,7 +53,7 @@ def test_records_and_unrelated_files_make_nothing_stale(own_outputs: Path, tmp_p
     for path in PARAMS.glob("*.yaml"):
         (params / path.name).write_text(path.read_text())
     (params / "another.yaml").write_text("study: another")
-    for module in (studies, chapters):
+    for module in (parameters, chapters):
         monkeypatch.setattr(module, "PARAMS", params)
     assert "stale" not in states().values()
 

@@ -13,9 +13,9 @@ from typing import Callable
 import numpy as np
 import pytest
 
-from hybridlib.study.run import Source
-from hybridlib.study.records import StorageError
 from hybridlib.study.parameters import ROOT
+from hybridlib.study.records import StorageError
+from hybridlib.study.run import Source
 from hybridlib.training import corpus
 from hybridlib.training.corpus import Corpus, load_corpus
 
@@ -23,7 +23,7 @@ CHILD = """
 import os, sys, time
 from pathlib import Path
 from hybridlib.study.run import Source
-from hybridlib.training import corpus, corpus_cache
+from hybridlib.training import corpus, tokenizer
 corpus.CACHE = Path(sys.argv[2])
 if sys.argv[3] == "slow":
     os.fsync = lambda file: time.sleep(60)
@@ -81,7 +81,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a bit": flip,
     "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
     "longer": lambda file: file.write_bytes(file.read_bytes()[:-30] + bytes(200_000)),
-    "an array alone": lambda file: np.save(file.open("wb"), np.zeros(9)),
+    "a pickle": lambda file: np.zeros(9).dump(file),
     "objects": lambda file: np.savez(file, train=np.array([{}], object), held_out=1, key="", sha256=""),
     "another corpus": another,
     "no streams": lambda file: np.savez(file, x=1),

@@ -14,11 +14,11 @@ import pytest
 import yaml
 from tiny import run, same_run
 
-from hybridlib.study import progress
-from hybridlib.study.run import Run
 from hybridlib.method.offload import OptimizerOffload
-from hybridlib.study.records import RunFolder, RunInUse
+from hybridlib.study import progress
 from hybridlib.study.parameters import ROOT, load_study
+from hybridlib.study.records import RunFolder, RunInUse
+from hybridlib.study.run import Run
 from hybridlib.training import checkpoint, experiment, trainer
 
 PLACES = ("warmup", "full", "predict", "correct", "checkpoint", "jump", "offload", "records")

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 from tiny import run, same_run
 
-from hybridlib.study import progress
 from hybridlib.method.offload import TensorStore
+from hybridlib.study import progress
 from hybridlib.study.records import RunFolder, StorageError, mark, write_atomically
 from hybridlib.training import experiment, tensor_file
 from hybridlib.training.checkpoint import CheckpointFile

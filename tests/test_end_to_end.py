@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from hybridlib.study import export
+from hybridlib.study.parameters import PARAMS, ROOT, load_study
 from hybridlib.study.plan import CHAPTERS, READERS, plan
 from hybridlib.study.records import RunFolder
-from hybridlib.study.parameters import PARAMS, ROOT, load_study
 
 CRITERIA = ["C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "H1", "H2"]
 TIMED = ["step_s", "jump_s", "peak_mb"]

@@ -11,6 +11,7 @@ from hybridlib.study import progress
 from hybridlib.study.records import RunFolder
 from hybridlib.training.experiment import train
 
+
 @pytest.fixture(autouse=True)
 def own_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(progress, "OUTPUTS", tmp_path)

@@ -9,15 +9,15 @@ import pytest
 import torch
 from tiny import run, timeless
 
-from hybridlib.study import progress
 from hybridlib.analysis.stress import recovery_steps
-from hybridlib.study.run import Fault, Guards, Run
-from hybridlib.study.records import RunFolder
-from hybridlib.study.parameters import OUTPUTS, load_study
-from hybridlib.training.assemble import schedule_of
-from hybridlib.training.experiment import train
 from hybridlib.method.guards import DivergenceMonitor
 from hybridlib.method.schedule import Phase
+from hybridlib.study import progress
+from hybridlib.study.parameters import OUTPUTS, load_study
+from hybridlib.study.records import RunFolder
+from hybridlib.study.run import Fault, Guards, Run
+from hybridlib.training.assemble import schedule_of
+from hybridlib.training.experiment import train
 
 FACTORS = dict(lr_spike=300.0, exploding_gradient=1e4, vanishing_gradient=1e6, wild_jump=50.0)
 KINDS = ["lr_spike", "exploding_gradient", "vanishing_gradient", "nan_gradient", "inf_gradient", "corrupt_batch", "wild_jump"]

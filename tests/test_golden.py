@@ -17,12 +17,12 @@ from typing import Any, Callable
 import pandas as pd
 import pytest
 import torch
+from tiny import HYBRID, TINY
 
 from hybridlib.study import progress, provenance
-from hybridlib.study.run import Run
 from hybridlib.study.records import RunFolder
+from hybridlib.study.run import Run
 from hybridlib.training.experiment import train
-from tiny import HYBRID, TINY
 
 GOLDEN = Path(__file__).parent / "golden"
 MADE_BY = GOLDEN / "made_by.json"

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from hybridlib.study import execute, progress
-from hybridlib.study.run import Source
-from hybridlib.study.plan import TRAINING, Job, plan
 from hybridlib.study.parameters import PARAMS, ROOT, load_study
+from hybridlib.study.plan import TRAINING, Job, plan
+from hybridlib.study.run import Source
 from hybridlib.training import corpus
 
 SMOKE = (PARAMS / "smoke.yaml").read_text()

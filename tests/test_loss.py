@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlib.training import loss
-from hybridlib.training.loss import linear_cross_entropy
+from hybridlib.training import models
+from hybridlib.training.models import linear_cross_entropy
 
 
 def example(tokens: int, width: int, vocabulary: int, seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -27,7 +27,7 @@ def test_it_is_the_plain_loss_to_rounding(tokens: int, width: int, vocabulary: i
     hidden, weight, targets = example(tokens, width, vocabulary, seed, torch.float64)
     plain = gradients(F.cross_entropy(hidden @ weight.T, targets), hidden, weight)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss, "CHUNK_ELEMENTS", elements)
+        patch.setattr(models, "CHUNK_ELEMENTS", elements)
         fused = gradients(linear_cross_entropy(hidden, weight, targets), hidden, weight)
     for one, other in zip(fused, plain):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)

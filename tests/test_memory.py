@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from hybridlib.method.offload import OptimizerOffload, TensorStore
-from hybridlib.training.memory import give_back
-from hybridlib.training.meter import Meter
+from hybridlib.training.meter import Meter, give_back
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 

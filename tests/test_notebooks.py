@@ -7,8 +7,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from hybridlib.study.plan import CHAPTERS, MEASURING, TRAINING
 from hybridlib.study.parameters import ROOT
+from hybridlib.study.plan import CHAPTERS, MEASURING, TRAINING
 
 NAMES = sorted([*CHAPTERS.values(), TRAINING])
 LINES = 30

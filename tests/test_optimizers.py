@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybridlib.study.run import Model, Optimizer
 from hybridlib.method.wrapping import forget_moments
+from hybridlib.study.run import Model, Optimizer
 from hybridlib.training import tensor_file
-from hybridlib.training.average import WeightAverage
 from hybridlib.training.models import build, loss_fn
-from hybridlib.training.optimizers import make_optimizer, set_learning_rate
+from hybridlib.training.optimizers import WeightAverage, make_optimizer, set_learning_rate
 
 NAMES = ["adam", "muon", "schedule_free", "lookahead"]
 SIZES = Model(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=32)

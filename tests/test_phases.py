@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hybridlib.method.schedule import Phase, PhaseSchedule
 from hybridlib.study.parameters import load_study
 from hybridlib.training.assemble import schedule_of
-from hybridlib.method.schedule import Phase, PhaseSchedule
 
 schedules = st.builds(
     PhaseSchedule,

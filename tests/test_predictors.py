@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hybridlib.study.run import predictor_settings
 from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Predictor, Weights
+from hybridlib.study.run import predictor_settings
 
 EVERY = sorted(predictor_settings())
 

@@ -7,9 +7,9 @@ import pytest
 from tiny import run
 
 from hybridlib.study import progress
-from hybridlib.study.run import Run
-from hybridlib.study.records import RunFolder
 from hybridlib.study.parameters import OUTPUTS
+from hybridlib.study.records import RunFolder
+from hybridlib.study.run import Run
 from hybridlib.training import NUMERICS
 
 

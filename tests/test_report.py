@@ -10,13 +10,15 @@ import altair as alt
 import nbformat
 import pandas as pd
 import pytest
+from hybridlib.analysis.display import figure, table
+from hybridlib.analysis.figures_training import training_loss
 from IPython.core.formatters import DisplayFormatter
 from nbconvert.utils import pandoc
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from hybridlib.analysis.show import PIPELINE, made, save_files
 from hybridlib.study import export
-from hybridlib.study.sections import without_empty
+from hybridlib.study.export import without_empty
 
 CHARACTERS = "α β γ η μ σ Δ × ≤ ≥ ≈ ± − – → ∞ √ ² ½ … “ ”"
 CAPTION = "Loss against step: 3 % & 5_000 tokens, Δ ≤ 1 %"

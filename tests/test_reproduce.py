@@ -11,9 +11,9 @@ import yaml
 from rich.console import Console
 
 import run_all
-from hybridlib.study import comparison, pipeline, progress, reproduce
-from hybridlib.study.records import RunFolder
+from hybridlib.study import execute, progress, reproduce
 from hybridlib.study.parameters import ROOT, load_study
+from hybridlib.study.records import RunFolder
 from hybridlib.study.schema import Study
 
 STUDY = dict(
@@ -25,7 +25,7 @@ STUDY = dict(
 
 @pytest.fixture
 def little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    for module in (progress, pipeline, reproduce):
+    for module in (progress, execute, reproduce):
         monkeypatch.setattr(module, "OUTPUTS", tmp_path / "outputs")
     monkeypatch.setattr(reproduce, "DATA", "markov")
     monkeypatch.setenv("HYBRIDLIB_OUTPUTS", str(tmp_path / "outputs"))
@@ -93,9 +93,9 @@ def test_the_verdict_depends_on_how_far_the_final_losses_are_apart(fake_study, g
     fake_study.rewrite("hold", 3, weights_sha256="a")
     fake_study.rewrite("sham", 3, **facts) if not gap_nats else fake_study.rewrite("sham", 3, gap_nats=gap_nats, **facts)
     then, now = (RunFolder(fake_study.folder / "runs" / f"{arm}-text-s3") for arm in ("hold", "sham"))
-    rows = [comparison.compare("hold-text-s3", then, now)]
-    assert comparison.agree(rows) == agrees
-    assert re.search(said, comparison.verdict(rows))
+    rows = [reproduce.compare("hold-text-s3", then, now)]
+    assert reproduce.agree(rows) == agrees
+    assert re.search(said, reproduce.verdict(rows))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_the_verdict_depends_on_how_far_the_final_losses_are_apart(fake_study, g
      ([-2.0], [2.0], 2.0), ([1.0, 2.0], [1.0], float("inf"))],
 )  # fmt: skip
 def test_the_largest_relative_difference(then: list, now: list, apart: float) -> None:
-    assert comparison.largest(pd.Series(then, dtype=float), pd.Series(now, dtype=float)) == apart
+    assert reproduce.largest(pd.Series(then, dtype=float), pd.Series(now, dtype=float)) == apart
 
 
 def test_a_study_without_the_pair_is_refused(tmp_path: Path, capsys) -> None:

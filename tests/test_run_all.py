@@ -1,20 +1,18 @@
 """The plan and the command: what would be run, in which order, and what is refused before anything is."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
 import pytest
 import yaml
 
 import run_all
-from hybridlib.study import chapters, execute, pipeline, progress, progress_line
+from hybridlib.study import chapters, execute, progress, progress_line
+from hybridlib.study.parameters import ROOT, load_study
 from hybridlib.study.plan import CHAPTERS, STAGES, TRAINING, Job, estimated_s, plan
 from hybridlib.study.records import EvalRecord, RunFolder, StepRecord
-from hybridlib.study.parameters import ROOT, load_study
 
 SMOKE = load_study("smoke")
 
@@ -147,9 +145,9 @@ def test_progress_is_read_from_whole_rows_of_this_start_only(tmp_path, monkeypat
 
 
 def test_the_pipelines_outcome_keeps_what_is_still_true(tmp_path, monkeypatch):
-    for module in (pipeline, chapters, progress):
+    for module in (execute, chapters, progress):
         monkeypatch.setattr(module, "OUTPUTS", tmp_path)
-    first = pipeline.Pipeline(SMOKE, "smoke")
+    first = execute.Pipeline(SMOKE, "smoke")
     jobs = plan(SMOKE, "smoke")
     failed = jobs[0]
     first.add(failed, "failed", 3.21, "one\n two")
@@ -157,19 +155,19 @@ def test_the_pipelines_outcome_keeps_what_is_still_true(tmp_path, monkeypatch):
     assert "09_report" not in table.index and len(table) == len(jobs) - 1
     assert tuple(table.loc[failed.name, ["status", "seconds", "message"]]) == ("failed", 3.2, "one two")
     assert set(table.status) == {"failed", "missing"}
-    again = pipeline.Pipeline(SMOKE, "smoke").write().set_index("job")
+    again = execute.Pipeline(SMOKE, "smoke").write().set_index("job")
     assert again.status[failed.name] == "failed" and again.status["09_report"] == "missing"
-    assert (tmp_path / "smoke" / "results" / "pipeline.csv").read_text().splitlines()[0] == ",".join(pipeline.COLUMNS)
+    assert (tmp_path / "smoke" / "results" / "pipeline.csv").read_text().splitlines()[0] == ",".join(execute.COLUMNS)
 
 
 def test_known_times_are_means_by_arm_and_data(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path)
+    monkeypatch.setattr(execute, "OUTPUTS", tmp_path)
     for seed, seconds in ((1, 10.0), (2, 20.0)):
         records = RunFolder(tmp_path / "s" / "runs" / f"a-d-s{seed}")
         records.add(EvalRecord(1, 1, 1.0, 1.0))
         records.finish(dict(arm="a", data="d", summary=dict(train_s=seconds)))
-    assert pipeline.known_times("s") == {("a", "d"): 15.0}
-    assert pipeline.known_times("nothing") == {}
+    assert execute.known_times("s") == {("a", "d"): 15.0}
+    assert execute.known_times("nothing") == {}
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):

@@ -13,7 +13,15 @@ from torch import Tensor
 from hybridlib.method.predictors import make_predictor, nesterov
 from hybridlib.method.predictors.base import is_matrix
 from hybridlib.method.predictors.spectral import (
-    DTYPES, MUON, TOGETHER, Polar, Quintic, best_quintic, best_quintics, iterate, orthogonalize,
+    DTYPES,
+    MUON,
+    TOGETHER,
+    Polar,
+    Quintic,
+    best_quintic,
+    best_quintics,
+    iterate,
+    orthogonalize,
 )  # fmt: skip
 
 POWERS = np.array([1, 3, 5])

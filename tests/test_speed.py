@@ -6,10 +6,9 @@ import pytest
 import torch
 from chapter import run_chapter
 
-from hybridlib.benchmark.contenders import Hybrid, HuggingFace, SameParts
-from hybridlib.benchmark.machine import subnormal_slowdown
+from hybridlib.benchmark.contenders import HuggingFace, Hybrid, SameParts
+from hybridlib.benchmark.machine import subnormal_slowdown, training_share
 from hybridlib.benchmark.measure import numbers, offload_share
-from hybridlib.benchmark.share import training_share
 from hybridlib.benchmark.side_by_side import Spread, in_turns, ratio
 from hybridlib.study.run import Run
 from hybridlib.training.data import open_source

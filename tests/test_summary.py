@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridlib.study.summary import TENTHS, pace
+from hybridlib.study.progress import TENTHS, pace
 
 
 def test_a_run_that_doubles_its_step_half_way() -> None:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from hybridlib.study.run import Model, Source
 from hybridlib.method.guards import DivergenceMonitor
 from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.optimizer import HybridOptimizer
 from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.method.schedule import PhaseSchedule
+from hybridlib.study.run import Model, Source
 from hybridlib.training.checkpoint import Snapshots
 from hybridlib.training.data import open_source
 from hybridlib.training.models import build, loss_fn

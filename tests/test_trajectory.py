@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from hybridlib.method.predictors import make_predictor
 from hybridlib.study.run import Run
 from hybridlib.training.data import open_source
-from hybridlib.method.predictors import make_predictor
 from hybridlib.training.trajectory import forecast_errors, loss_after_correct, record
 
 RUN = Run(

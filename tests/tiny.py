@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from hybridlib.study.run import Run
 from hybridlib.study.records import RunFolder
+from hybridlib.study.run import Run
 
 TINY = dict(
     study="tiny", data="markov", seed=5, steps=64, batch_size=4, seq_len=16, log_every=5, eval_every=8, eval_batches=2,

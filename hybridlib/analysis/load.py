@@ -10,10 +10,10 @@ import pandas as pd
 
 from hybridlib.study import parameters, progress
 from hybridlib.study.parameters import load_study
+from hybridlib.study.progress import summarise, time_to_target_s
 from hybridlib.study.records import EVAL_COLUMNS, PHASES, STEP_COLUMNS, RunFolder
 from hybridlib.study.run import Run
 from hybridlib.study.schema import Study
-from hybridlib.study.summary import summarise, time_to_target_s
 
 BASELINE = "baseline"
 KEYS = ["arm", "data", "seed"]

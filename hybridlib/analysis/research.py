@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hybridlib.study import parameters, progress
 from hybridlib.analysis.load import refuse_mixture
+from hybridlib.study import parameters, progress
 from hybridlib.study.records import RunFolder
 from hybridlib.study.schema import Study
 from hybridlib.study.sweeps import runs, sweeps

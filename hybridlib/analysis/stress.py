@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from hybridlib.analysis.load import KEYS, Records
+from hybridlib.analysis.results import Evidence
 from hybridlib.analysis.series import around_fault
 from hybridlib.analysis.wording import number
-from hybridlib.analysis.results import Evidence
 
 DETECT_STEPS = 3  # real steps within which a fault must be answered by a rollback
 RECOVER_STEPS = 100  # nominal steps within which the loss must be back under its level before the fault

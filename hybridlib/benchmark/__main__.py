@@ -13,13 +13,11 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from hybridlib.study.records import write_atomically
-from hybridlib.benchmark import ladder
-from hybridlib.benchmark.alone import alone
 from hybridlib.benchmark.machine import facts
-from hybridlib.benchmark.measure import at_size
-from hybridlib.benchmark.scaling import grow
+from hybridlib.benchmark.measure import at_size, climb, grow
+from hybridlib.benchmark.side_by_side import alone
 from hybridlib.study.parameters import OUTPUTS, load_study
+from hybridlib.study.records import write_atomically
 from hybridlib.study.schema import Study
 
 console = Console(highlight=False, soft_wrap=True)
@@ -48,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     tables["scaling"] = [alone(grow, studies[0], args.device)]
     for study in studies:
         rounds = max((args.rounds or study.timing.rounds) // 2, 1)
-        rungs = ladder.climb(study, args.device, rounds, study.timing.real_steps)
+        rungs = climb(study, args.device, rounds, study.timing.real_steps)
         keep(folder, found, tables, study, dict(ladder=rungs))
     return 0
 

@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from hybridlib.study.run import Run
+from hybridlib.benchmark.side_by_side import alone, timed
 from hybridlib.study.records import RunFolder
-from hybridlib.benchmark.side_by_side import timed
-from hybridlib.training.assemble import make_trainer, pick_device
+from hybridlib.study.run import Run
+from hybridlib.training.assemble import make_trainer, pick_device, warm_up_kernels
+from hybridlib.training.checkpoint import CheckpointFile
 from hybridlib.training.data import DataSource, open_source
+from hybridlib.training.meter import Meter, give_back
 from hybridlib.training.models import Batch, build, loss_fn
 from hybridlib.training.optimizers import make_optimizer
 
@@ -151,3 +153,25 @@ class Rows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return dict(input_ids=self.rows[index], labels=self.rows[index])
+
+
+def peaks_mb(run: Run, device: str, cycles: int = 2) -> dict[str, float]:
+    """Peak memory in MB above the process's floor, by phase and as `run`, over Warmup and some cycles."""
+    with tempfile.TemporaryDirectory() as folder:
+        return alone(_peaks_mb, run, device, cycles, Path(folder) / "checkpoint.safetensors")
+
+
+def _peaks_mb(run: Run, device_choice: str, cycles: int, checkpoint: Path) -> dict[str, float]:
+    source, device = opened(run, device_choice)
+    warm_up_kernels(run, device)
+    give_back()
+    meter = Meter(device)
+    snapshots = CheckpointFile(checkpoint, dict, {}, run.snapshot_every)  # one in memory would count as the trainer's own
+    trainer = make_trainer(run, device, meter=meter, snapshots=snapshots)
+    cycle = run.schedule
+    steps = cycle.warmup + cycles * (cycle.full + cycle.predict + cycle.correct) if cycle else 20
+    found: dict[str, float] = {}
+    for _ in range(steps):
+        record = trainer.step(batch_of(run, source, device, trainer.real_steps))
+        found[record.phase] = max(found.get(record.phase, 0.0), record.peak_mb)
+    return found | {"run": max(found.values())}

@@ -3,23 +3,22 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from hybridlib.study import provenance
-from hybridlib.study.run import Run
 from hybridlib.benchmark.contenders import batch_of, opened
-from hybridlib.benchmark.share import training_share
 from hybridlib.benchmark.side_by_side import timed
+from hybridlib.study import provenance
 from hybridlib.study.parameters import OUTPUTS
+from hybridlib.study.run import Run
 from hybridlib.study.schema import Study
 from hybridlib.training.assemble import device_name
 from hybridlib.training.data import DataSource
-from hybridlib.training.loss import linear_cross_entropy
-from hybridlib.training.models import build, flops_per_token
+from hybridlib.training.models import build, flops_per_token, linear_cross_entropy
 from hybridlib.training.optimizers import make_optimizer
 
 SIDE = 4096  # of the matrices of the large product
@@ -107,3 +106,17 @@ def anatomy(run: Run, source: DataSource, device: torch.device, steps: int) -> p
             optimizer.step()
             optimizer.zero_grad()
     return pd.DataFrame([dict(part=part, seconds=float(np.median(found[1:]))) for part, found in parts.items()])
+
+
+def training_share(study_folder: Path) -> float | None:
+    """Seconds inside steps over the seconds of all jobs, chapters and report included; None before a study has run.
+
+    Runs that the pipeline did not time are left out of both.
+    """
+    file = study_folder / "results" / "pipeline.csv"
+    if not file.exists():
+        return None
+    jobs_s = pd.to_numeric(pd.read_csv(file).set_index("job").seconds, errors="coerce").dropna()
+    runs = [steps for steps in study_folder.glob("runs/*/steps.csv") if steps.parent.name in jobs_s]
+    steps_s = sum(pd.read_csv(steps, usecols=["step_s"]).step_s.sum() for steps in runs)
+    return float(steps_s / jobs_s.sum()) if len(jobs_s) else None

@@ -1,9 +1,12 @@
-"""Times things against one another: in turns, in one process, so that a slow minute of the machine slows all of them."""
+"""Contenders in turns, each for a while and then again, so that a slow minute of the machine cancels out; memory alone."""
 
+import multiprocessing
 import random
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,3 +58,9 @@ def ratio(times: pd.DataFrame, of: str, to: str) -> Spread:
     """One contender's time over another's, round by round. Raises `KeyError` for a contender that was not timed."""
     by_round = times.pivot(index="round", columns="contender", values="seconds")
     return Spread.of(by_round[of] / by_round[to])
+
+
+def alone(work: Callable[..., Any], *given: Any) -> Any:
+    """Does the work in a fresh process, and returns what it returns, or raises what it raises."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *given).result()

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from hybridlib.method.guards import MIN_LOSSES, accepts_jump
 from hybridlib.method.offload import TensorStore
 from hybridlib.method.predictors.base import Predictor, Weights
-from hybridlib.method.ranks import mean_over_ranks
 from hybridlib.method.schedule import Phase, PhaseSchedule, PhaseState
 from hybridlib.method.wrapping import (
     ChosenByGroup,
@@ -20,6 +19,7 @@ from hybridlib.method.wrapping import (
     WrappingOptimizer,
     first_names,
     forget_moments,
+    mean_over_ranks,
     predictable,
     replayed,
     unscaled,

@@ -1,12 +1,17 @@
-"""What a predictor's settings may be: types with ranges, checked where a predictor is made and where a study is read.
+"""What a predictor's settings may be, checked where one is made and where a study is read; and which predictors there are.
 
-Knows no torch, so that a study's parameters can be refused before anything heavy is imported.
+Knows no torch, and reads predictors from their source, so that a study's parameters can be refused before anything heavy
+is imported.
 """
 
+import ast
 import inspect
 import math
+import sys
+import typing
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
+from pathlib import Path
 from typing import Annotated, Any, Callable, Literal, get_args, get_origin, get_type_hints
 
 
@@ -87,3 +92,71 @@ def checked(init: Callable[..., None]) -> Callable[..., None]:
         init(self, *args, **kwargs)
 
     return wrapper
+
+
+FOLDER = Path(__file__).parent / "predictors"
+BASE = "hybridlib.method.predictors.base"
+Kinds = dict[str, Any]  # a setting's name -> the type annotation of what it may be
+
+
+def predictor_settings() -> dict[str, Kinds]:
+    """Return every predictor's settings by its name: those of files in `method/predictors/`, and those defined so far.
+
+    A predictor is a class; its settings are the arguments of its `__init__`, or of that of the class it derives from.
+    """
+    found = dict(of_files(tuple((path, path.stat().st_mtime_ns) for path in sorted(FOLDER.glob("[a-z]*.py")))))
+    if base := sys.modules.get(BASE):  # a class in a notebook's cell
+        for name, cls in base.defined().items():
+            found.setdefault(name, hinted(cls))
+    return found
+
+
+@cache
+def of_files(files: tuple[tuple[Path, int], ...]) -> dict[str, Kinds]:
+    """Return the settings of the predictors in these files, given with the times when they were last changed."""
+    trees = {path: parsed(path) for path, _ in files}
+    classes = {n.name: n for tree in trees.values() if tree for n in tree.body if isinstance(n, ast.ClassDef)}
+    shared = {n.name for path, tree in trees.items() if tree and path.stem == "base" for n in tree.body if isinstance(n, ast.ClassDef)}
+    return {snake(name): written_kinds(cls, classes) for name, cls in classes.items() if name not in shared}
+
+
+def broken_files() -> list[str]:
+    """Return, for each file of predictors that is no Python, where and why."""
+    return [said for path in sorted(FOLDER.glob("[a-z]*.py")) if (said := parsed(path, tell=True))]
+
+
+def parsed(path: Path, tell: bool = False) -> Any:
+    """Return a file's syntax tree, None for one that is no Python; or, if `tell`, what is wrong with it, None if nothing is."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8-sig"))
+    except (SyntaxError, ValueError, OSError) as error:
+        place = f"{path}, line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else f"{path}: {error}"
+        return place if tell else None
+    return None if tell else tree
+
+
+def written_kinds(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Kinds:
+    for node in cls.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            return {a.arg: evaluated(a.annotation) for a in (node.args.args + node.args.kwonlyargs)[1:]}
+    above = [classes[base.id] for base in cls.bases if isinstance(base, ast.Name) and base.id in classes]
+    return {name: kind for base in reversed(above) for name, kind in written_kinds(base, classes).items()}
+
+
+def evaluated(annotation: ast.expr | None) -> Any:
+    """Return the type that an annotation names; `Any` for one that neither Python nor `settings` knows."""
+    try:
+        return Any if annotation is None else eval(ast.unparse(annotation), vars(typing) | globals())
+    except Exception:  # whatever a predictor of one's own is annotated with
+        return Any
+
+
+def hinted(cls: type) -> Kinds:
+    init = inspect.unwrap(cls.__init__)
+    kinds = kinds_of(init)
+    return {name: kinds.get(name, Any) for name in list(inspect.signature(init).parameters)[1:]}
+
+
+def snake(name: str) -> str:
+    """Return a class's name as arms give it: MyOwn is my_own."""
+    return "".join(f"_{c.lower()}" if c.isupper() and at else c.lower() for at, c in enumerate(name))

@@ -8,10 +8,10 @@ from typing import Any
 import nbformat
 from pydantic import ValidationError
 
+from hybridlib.study.parameters import OUTPUTS, PARAMS, ROOT, load_study, read_yaml
 from hybridlib.study.plan import READERS, Job
 from hybridlib.study.progress import difference
 from hybridlib.study.records import write_atomically
-from hybridlib.study.parameters import OUTPUTS, PARAMS, ROOT, load_study, read_yaml
 from hybridlib.study.schema import Study
 from hybridlib.training import NUMERICS
 

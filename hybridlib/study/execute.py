@@ -1,13 +1,16 @@
-"""Executes one job: its notebook, with its parameters, in a fresh kernel. papermill does the work."""
+"""Executes jobs, each a notebook with its parameters in a fresh kernel, and keeps what became of them. papermill does the work."""
 
 import asyncio
 import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import papermill
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
@@ -15,10 +18,11 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 
 from hybridlib.study import chapters, progress
 from hybridlib.study.chapters import source, stamp
-from hybridlib.study.orphans import end_with
-from hybridlib.study.plan import Job
-from hybridlib.study.records import RunFolder
-from hybridlib.study.parameters import ROOT
+from hybridlib.study.parameters import OUTPUTS, ROOT
+from hybridlib.study.plan import STAGES, Job, plan
+from hybridlib.study.provenance import end_with
+from hybridlib.study.records import RunFolder, write_atomically
+from hybridlib.study.schema import Study
 
 PATIENCE_S = 30.0  # for a checkpoint, which takes a step's time and a write's
 
@@ -125,3 +129,52 @@ def tidy(job: Job, study: str) -> None:
 def forget(job: Job, study: str) -> None:
     """Deletes what the job made, so that it starts from nothing."""
     shutil.rmtree(progress.folder(job.run), ignore_errors=True) if job.run else executed(job, study).unlink(True)
+
+
+COLUMNS = ["job", "stage", "status", "seconds", "message"]
+
+
+@dataclass
+class Pipeline:
+    """Outcomes of this start by job, over those of earlier starts that are still true."""
+
+    study: Study
+    name: str  # as the notebooks are given it
+    full: bool = False
+    outcomes: dict[str, tuple[str, float, str]] = field(default_factory=dict)
+
+    def add(self, job: Job, status: str, seconds: float, message: str = "") -> None:
+        self.outcomes[job.name] = (status, round(seconds, 1), " ".join(message.split()))
+
+    def went_well(self, name: str) -> bool:
+        """Whether a job did not fail in this start."""
+        return self.outcomes.get(name, ("complete",))[0] == "complete"
+
+    def write(self, stages: Iterable[str] = STAGES) -> pd.DataFrame:
+        """Writes, and returns, one row a job of the study's whole plan: complete, failed or missing."""
+        file = OUTPUTS / self.study.study / "results" / "pipeline.csv"
+        earlier = pd.read_csv(file, keep_default_na=False).set_index("job") if file.exists() else pd.DataFrame()
+        rows = []
+        for job in plan(self.study, self.name, only=stages, full=self.full):
+            was = earlier.loc[job.name].to_dict() if job.name in earlier.index else {}
+            now = self.outcomes.get(job.name) or self._from_records(job, was)
+            rows.append(dict(zip(COLUMNS, (job.name, job.stage, *now))))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        table = pd.DataFrame(rows, columns=COLUMNS)
+        write_atomically(file, table.to_csv(index=False))
+        return table
+
+    def _from_records(self, job: Job, was: dict) -> tuple[str, float | str, str]:
+        found = state(job, self.study.study)
+        if found in ("complete", "extendable", "reads"):  # a chapter that reads was executed to its end by an earlier start
+            return "complete", was.get("seconds", ""), ""
+        if was.get("status") == "failed":
+            return "failed", was["seconds"], was["message"]
+        return "missing", "", "" if found == "missing" else found
+
+
+def known_times(study: str) -> dict[tuple[str, str], float]:
+    """Mean training seconds of the complete runs of a study, by (arm, data)."""
+    facts = [RunFolder(path.parent).facts for path in (OUTPUTS / study).glob("runs/*/run.json")]
+    times = pd.DataFrame([(f["arm"], f["data"], f["summary"]["train_s"]) for f in facts], columns=["arm", "data", "s"])
+    return times.groupby(["arm", "data"]).s.mean().to_dict()

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hybridlib.study.schema import Study
 from pydantic import ValidationError
 
+from hybridlib.study.schema import Study
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = ROOT / "params"

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.status import Status
 
 from hybridlib.study import progress
-from hybridlib.study.run import Run
 from hybridlib.study.plan import Job
+from hybridlib.study.run import Run
 
 REFRESH_S = 2.0
 PLAIN_EVERY_S = 15.0  # where there is no terminal to redraw a line on

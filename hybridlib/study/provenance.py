@@ -1,8 +1,12 @@
-"""Where a record comes from: the code, the machine and the packages that made it."""
+"""What the system is asked: code, machine and packages that make a record; and that no process outlives the one that started it."""
 
+import ctypes
 import hashlib
+import os
 import platform
+import signal
 import subprocess
+import sys
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -58,3 +62,14 @@ def processor_model() -> str:
 
 def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def end_with(parent: int) -> bool:
+    """Asks the system to kill this process when its parent, whose number is given, ends. False if that has ended already."""
+    if sys.platform != "linux":
+        return True
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return os.getppid() == parent

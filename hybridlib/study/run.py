@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hybridlib.study.catalogue import broken_files, predictor_settings
-from hybridlib.method.settings import problem
+from hybridlib.method.settings import broken_files, predictor_settings, problem
 
 # Radford et al. 2019, table 2; `nano` is the study's own size for two CPU cores.
 PRESETS = {

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from hybridlib.study.run import Run, Strict
 from hybridlib.study.parameters import PARAMS, ParameterError, read_yaml
+from hybridlib.study.run import Run, Strict
 from hybridlib.study.schema import Seed, Study
 
 EVAL_EVERY = 50  # steps: evaluation is off the clock, but not free

@@ -4,14 +4,14 @@ from typing import Any
 
 import torch
 
-from hybridlib.study import provenance
-from hybridlib.study.run import Run, Schedule
 from hybridlib.method.guards import DivergenceMonitor
 from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.optimizer import HybridOptimizer
 from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Predictor
 from hybridlib.method.schedule import PhaseSchedule
+from hybridlib.study import provenance
+from hybridlib.study.run import Run, Schedule
 from hybridlib.training.checkpoint import Snapshots
 from hybridlib.training.models import build, loss_fn
 from hybridlib.training.objective import Objective

@@ -4,9 +4,13 @@ A state is what `state_dict` methods return: mappings, lists and tuples of tenso
 needed, and of plain values.
 """
 
+import os
+import signal
+import threading
 import warnings
 from pathlib import Path
-from typing import Any, Callable
+from types import FrameType, TracebackType
+from typing import Any, Callable, Self
 
 import torch
 from torch import Tensor
@@ -103,3 +107,27 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+class Preemption:
+    """While entered, SIGTERM only sets `asked`, for a loop to see between two steps.
+
+    A process that was asked ends by that signal when this is left, as if nothing had caught it. Outside the main thread,
+    where Python handles no signals, nothing is caught.
+    """
+
+    asked = False
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)
+        if self.asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True

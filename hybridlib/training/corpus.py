@@ -9,12 +9,11 @@ from typing import Callable
 import numpy as np
 import tokenizers
 
-from hybridlib.study.run import Source
 from hybridlib.study.parameters import ROOT
-from hybridlib.training import corpus_cache
+from hybridlib.study.run import Source
 from hybridlib.training.activity import Activity
 from hybridlib.training.text_files import CorpusError, digest, read_texts, shown
-from hybridlib.training.tokenizer import encode, train_tokenizer
+from hybridlib.training.tokenizer import encode, load_cached, save_cached, train_tokenizer
 
 CACHE = ROOT / ".cache" / "corpora"
 FORMAT = 2  # raise it when the same text gives other tokens or another split, so that no older cache is taken for them
@@ -56,12 +55,12 @@ def load_corpus(source: Source, vocab_size: int) -> Corpus:
         texts = read_texts([ROOT / path for path in source.paths], source.max_mb, activity.say)
         key = cache_key(texts, f"{FORMAT} {tokenizers.__version__} {vocab} {source.held_out_pct} {own}")
         file = CACHE / f"{key[:32]}.npz"
-        if found := corpus_cache.load(file, key, checksum):
+        if found := load_cached(file, key, checksum):
             return Corpus(*found, origin)
         train, held_out = tokenise(texts, vocab, source.held_out_pct, own, activity.say)
         sha256 = checksum(train, held_out)
         activity.say("writing it to the cache")
-        corpus_cache.save(file, key, train, held_out, sha256)
+        save_cached(file, key, train, held_out, sha256)
     return Corpus(train, held_out, sha256, origin)
 
 
@@ -84,7 +83,11 @@ def checksum(train: np.ndarray, held_out: np.ndarray) -> str:
 
 
 def tokenise(
-    texts: list[tuple[str, str]], vocab: int, held_out_pct: float, by_content: bool = True, say: Callable[[str], None] = lambda doing: None
+    texts: list[tuple[str, str]],
+    vocab: int,
+    held_out_pct: float,
+    by_content: bool = True,
+    say: Callable[[str], None] = lambda doing: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Training and held-out token streams of (name, text) pairs, by a tokenizer that learned from the training part alone."""
     train, held_out = split(texts, held_out_pct, by_content)

@@ -91,7 +91,7 @@ def distinct_rows(rng: np.random.Generator, vocab_size: int, successors: int) ->
 
 
 class Text:
-    """Windows at random places of a tokenised corpus; held-out windows come from files that training never sees."""
+    """Windows at random places of a tokenised corpus; held-out windows come from text that training never sees."""
 
     floor_nats = None
 

@@ -10,21 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from hybridlib.study import progress, provenance
-from hybridlib.study.run import Run
 from hybridlib.method.schedule import Phase, PhaseState
+from hybridlib.study import progress, provenance
+from hybridlib.study.progress import UNTIMED_STEPS, summarise
 from hybridlib.study.records import EvalRecord, RunFolder, StepRecord
-from hybridlib.study.summary import UNTIMED_STEPS, summarise
+from hybridlib.study.run import Run
 from hybridlib.training.assemble import device_name, make_trainer, pick_device, warm_up_kernels
-from hybridlib.training.average import WeightAverage
-from hybridlib.training.checkpoint import CheckpointFile
+from hybridlib.training.checkpoint import CheckpointFile, Preemption
 from hybridlib.training.data import DataSource, open_source
 from hybridlib.training.faults import install
-from hybridlib.training.memory import give_back
-from hybridlib.training.meter import Meter, nvml_used_mb
+from hybridlib.training.meter import Meter, give_back, nvml_used_mb
 from hybridlib.training.models import Batch, loss_fn
-from hybridlib.training.optimizers import set_learning_rate
-from hybridlib.training.preemption import Preemption
+from hybridlib.training.optimizers import WeightAverage, set_learning_rate
 from hybridlib.training.trainer import HybridTrainer
 
 

@@ -10,8 +10,8 @@ from typing import Any, Callable
 import torch
 from torch import Tensor
 
-from hybridlib.study.run import Fault
 from hybridlib.method.predictors.base import Predictor, Weights
+from hybridlib.study.run import Fault
 from hybridlib.training.objective import Objective, mapped, size_of, tensors_of
 from hybridlib.training.trainer import HybridTrainer
 

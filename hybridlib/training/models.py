@@ -1,11 +1,12 @@
-"""GPT-2 from transformers, without dropout, and what its size predicts: parameters, FLOPs, bytes."""
+"""GPT-2 from transformers, without dropout, its loss, and what its size predicts: parameters, FLOPs, bytes."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hybridlib.study.run import Model
-from hybridlib.training.loss import linear_cross_entropy
 
 Batch = tuple[Tensor, Tensor]  # input and target tokens, each (batch, seq) int64
 
@@ -71,3 +72,49 @@ def activation_bytes(sizes: Model, batch_size: int, seq_len: int) -> int:
     """
     tokens = batch_size * seq_len
     return 4 * tokens * (sizes.n_layer * 16 * sizes.n_embd + 3 * sizes.vocab_size)
+
+
+CHUNK_ELEMENTS = 1 << 24  # of logits: 64 MB in float32
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of `hidden @ weight.T` against targets, its gradients found in the forward pass.
+
+    Softmax less the one-hot target is all that the backward pass would need logits for, so each chunk's is used at once and
+    forgotten (Wijmans et al. 2024, "Cut your losses in large-vocabulary language models", section 3). The same three
+    products as the plain form, in the precision of autocast where that is on; exponentials and sums in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """(tokens, width), (vocabulary, width), (tokens,) int64 -> a scalar in float32 or finer, in nats a token."""
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        finer = torch.promote_types(dtype, torch.float32)
+        with torch.autocast(device, enabled=False):
+            head, size, wanted = weight.to(dtype), max(CHUNK_ELEMENTS // len(weight), 1), any(ctx.needs_input_grad)
+            total, of_hidden, of_weight = torch.zeros((), dtype=finer, device=hidden.device), [], None
+            for part, wished in zip(hidden.to(dtype).split(size), targets[:, None].split(size)):
+                log_p = torch.log_softmax(part @ head.T, -1, dtype=finer)
+                total -= log_p.gather(-1, wished).sum()
+                if wanted:
+                    slope = log_p.exp_()  # now the softmax
+                    slope = slope.scatter_add_(-1, wished, slope.new_full(wished.shape, -1.0)).to(dtype)
+                    of_hidden.append(slope @ head)
+                    mine = slope.T @ part
+                    of_weight = mine if of_weight is None else of_weight.to(finer).add_(mine)
+            if wanted:
+                ctx.save_for_backward(torch.cat(of_hidden), of_weight)
+                ctx.tokens, ctx.dtypes = len(hidden), (hidden.dtype, weight.dtype)
+            return total / len(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None]:
+        of_hidden, of_weight = (kept.to(dtype) for kept, dtype in zip(ctx.saved_tensors, ctx.dtypes))
+        scale = slope / ctx.tokens
+        return of_hidden.mul_(scale), of_weight.mul_(scale), None  # the kept ones are not needed again
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of an output head: `F.cross_entropy(hidden @ weight.T, targets)`, to rounding."""
+    return LinearCrossEntropy.apply(hidden, weight, targets)

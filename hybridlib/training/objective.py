@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridlib.method.predictors.base import Weights
-from hybridlib.training.memory import give_back, ran_out_of_memory
+from hybridlib.training.meter import give_back, ran_out_of_memory
 
 PROBE_PARTS = 4  # a probe looks for a catastrophe, for which a quarter of the batch is enough
 

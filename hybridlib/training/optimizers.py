@@ -1,13 +1,15 @@
-"""The optimizers under a run, each from its own package: Adam as in the brief, and the peers that prediction must beat."""
+"""The optimizers under a run, each from its own package, and the weights that a run is judged by."""
 
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Iterator
 
 import torch
 from schedulefree import AdamWScheduleFree
-from torch import nn
+from torch import Tensor, nn
 
+from hybridlib.method.predictors.base import Weights, is_matrix
+from hybridlib.method.wrapping import wrapped
 from hybridlib.study.run import Optimizer as Settings
-from hybridlib.method.predictors.base import is_matrix
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
@@ -95,3 +97,64 @@ def set_learning_rate(optimizer: Any, settings: Settings, step: int, total: int)
     fall = min(1.0, (total - step + 1) / (settings.lr_decay * total)) if settings.lr_decay else 1.0
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * rise * max(fall, 0.0)
+
+
+class WeightAverage:
+    """The mean of the weights over the last computed steps, at most `steps` of them and none from before a jump.
+
+    A running mean, in float32 or finer, so that it takes one copy of the weights; past `steps` it forgets exponentially.
+    With `steps` 1 it keeps nothing. Schedule-free's own average is read out in any case.
+
+    Args:
+        steps: how many computed steps the mean goes over, at least 1.
+    """
+
+    def __init__(self, steps: int = 1) -> None:
+        self.steps, self.taken = steps, 0
+        self.mean: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def observe(self, weights: Weights) -> None:
+        """Take in the weights after a computed step."""
+        if self.steps == 1:
+            return
+        self.taken += 1
+        for name, weight in weights:
+            value = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+            if self.taken == 1:
+                self.mean[name] = value.clone()
+            else:
+                self.mean[name] = self.mean[name].to(value.device).lerp_(value, 1 / min(self.taken, self.steps))
+
+    def forget(self) -> None:
+        """Begin anew: the weights jumped or were rolled back."""
+        self.taken = 0
+        self.mean.clear()
+
+    @contextmanager
+    def applied(self, weights: Weights, optimizer: Any) -> Iterator[None]:
+        """Put the weights to be judged into the model for the time of the block, however it ends."""
+        averaging = [part for part in wrapped(optimizer) if hasattr(part, "eval") and hasattr(part, "train")]
+        trained = {name: weight.detach().clone() for name, weight in weights if name in self.mean}
+        for part in averaging:
+            part.eval()
+        self._put(weights, self.mean)
+        try:
+            yield
+        finally:
+            self._put(weights, trained)
+            for part in averaging:
+                part.train()
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(mean=dict(self.mean), taken=self.taken)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.mean, self.taken = dict(state["mean"]), state["taken"]
+
+    @staticmethod
+    @torch.no_grad()
+    def _put(weights: Weights, values: dict[str, Tensor]) -> None:
+        for name, weight in weights:
+            if name in values:
+                weight.copy_(values[name])

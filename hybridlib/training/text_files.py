@@ -20,7 +20,9 @@ class CorpusError(ValueError):
     """Text that can't be used: names the file and what would be right."""
 
 
-def read_texts(paths: list[Path], max_mb: float | None = None, say: Callable[[str], None] = lambda doing: None) -> list[tuple[str, str]]:
+def read_texts(
+    paths: list[Path], max_mb: float | None = None, say: Callable[[str], None] = lambda doing: None
+) -> list[tuple[str, str]]:
     """(name, text) of every file, in an order that depends on names alone, up to `max_mb` of them.
 
     The file that reaches `max_mb` is cut there if it goes beyond by more than a tenth. A file that several paths or links
@@ -134,7 +136,8 @@ def _seems(data: bytes) -> str:
     start = data[:4096]
     if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "; it seems to be UTF-32"
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or max(start[::2].count(0), start[1::2].count(0)) > len(start) / 4:
+    zeros = max(start[::2].count(0), start[1::2].count(0))  # in Latin text every other byte is one
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or zeros > len(start) / 4:
         return "; it seems to be UTF-16"
     if not any(byte < 32 and byte not in b"\t\n\r\f\v" for byte in start):
         return "; it seems to be Latin-1 or another encoding of one byte a character"
@@ -187,7 +190,11 @@ def in_words(path: str) -> Iterator[None]:
 
 def shown(path: str | Path) -> str:
     """A path that prints anywhere: what is no character, or moves a cursor, as an escape."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else ascii(c)[1:-1] for c in str(path))
+
+    def one(c: str) -> str:
+        return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else ascii(c)[1:-1]
+
+    return "".join(c if c.isprintable() else one(c) for c in str(path))
 
 
 def digest(name: str) -> str:

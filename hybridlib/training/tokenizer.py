@@ -1,24 +1,30 @@
-"""A byte-level BPE and its use on any amount of text, in time and memory that grow in step with the text."""
+"""A byte-level BPE, its use on any amount of text, in time and memory that grow in step with it, and a cache of the tokens."""
 
+import os
 import re
+import shutil
+import time
+import warnings
+from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from hybridlib.study.records import writing
+
 # A text without spaces is one word to a tokenizer, and learning takes time quadratic in a word's length.
 LONGEST_WORD = 256
-# Learning takes about 100 bytes of memory for each byte of a distinct word. Text whose words repeat stays below this
-# however long it is (40 MB of a dictionary hold 2.3 MB of distinct words); of other text, what is below it is a fair sample.
+# Learning takes about 100 bytes of memory for each byte of a distinct word. Where words repeat, this is a lot of text (40 MB
+# of a dictionary hold 2.3 MB of distinct words); where they don't, as without spaces, it is a sample that takes a few seconds.
 DISTINCT_BYTES = 5 << 19
 CHUNK, TOGETHER = 1 << 12, 1 << 16  # characters handed over at once, one by one and side by side
 
 # Words as Radford et al. (2019) have them, which is what `pre_tokenizers.ByteLevel` uses, with a longest length.
-WORD = Regex(
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}{1,N}| ?\p{N}{1,N}| ?[^\s\p{L}\p{N}]{1,N}|\s{1,N}(?!\S)|\s{1,N}".replace(",N", f",{LONGEST_WORD}")
-)
+UP_TO = f"{{1,{LONGEST_WORD}}}"
+WORD = Regex(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+".replace("+", UP_TO))
 # The same, as nearly as `re` can say it, for counting.
-NEARLY_WORD = re.compile(r"[^\W\d_]{1,N}|\d{1,N}|\s{1,N}|[^\w\s]{1,N}|_{1,N}".replace(",N", f",{LONGEST_WORD}"))
+NEARLY_WORD = re.compile(r"[^\W\d_]+|\d+|\s+|[^\w\s]+|_+".replace("+", UP_TO))
 # A letter or digit and then something else: no word goes across, so the parts have the tokens that the whole has.
 BETWEEN_WORDS = re.compile(r"(?<=[^\W_])\W")
 
@@ -89,3 +95,50 @@ def enough(texts: Iterable[str]) -> Iterator[str]:
 def learned_bytes(word: str) -> int:
     """A word's length in bytes as the tokenizer writes them: those beyond ASCII take two."""
     return len(word) if word.isascii() else 2 * len(word.encode())
+
+
+STALE_S = 3600.0  # nobody writes that long
+
+
+def load_cached(file: Path, key: str, checksum: Callable[..., str]) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """The streams that were saved for the key and their checksum; None, in words where it is damage, where there are none."""
+    if not os.path.lexists(file):
+        return None
+    try:
+        with file.open("rb") as stored, np.load(stored) as saved:
+            train, held_out, own, sha256 = saved["train"], saved["held_out"], str(saved["key"]), str(saved["sha256"])
+        if own != key or sha256 != checksum(train, held_out):
+            raise ValueError("its checksum is another")
+    except Exception as error:  # a damaged archive raises nearly anything, MemoryError among it
+        why = error or type(error).__name__
+        warnings.warn(f"{file}: this cached corpus is damaged, so it is made again ({why})", stacklevel=3)
+        return None
+    return train, held_out, sha256
+
+
+def save_cached(file: Path, key: str, train: np.ndarray, held_out: np.ndarray, sha256: str) -> None:
+    """Writes the streams so that a reader, or a kill at any moment, finds all of them or none. Raises `StorageError`."""
+    part = file.with_name(f"{file.stem}.{os.getpid()}-{time.monotonic_ns()}.part")
+    with writing(file, train.nbytes + held_out.nbytes):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(file.parent)
+        try:
+            with part.open("xb") as out:
+                np.savez(out, train=train, held_out=held_out, key=np.array(key), sha256=np.array(sha256))
+                out.flush()
+                os.fsync(out.fileno())
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file)  # nothing of a user's: the name is a checksum's
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes what killed processes left half written; a part that is young may be another process's, at work."""
+    for part in [*folder.glob("*.part"), *folder.glob("*.part.npz")]:
+        try:
+            if time.time() - part.stat().st_mtime > STALE_S:
+                part.unlink()
+        except OSError:
+            pass  # another process was faster, or it is not ours

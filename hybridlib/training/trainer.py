@@ -10,12 +10,11 @@ from hybridlib.method.guards import DivergenceMonitor, accepts_jump
 from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.optimizer import HybridOptimizer
 from hybridlib.method.predictors.base import Weights
-from hybridlib.method.ranks import mean_over_ranks
 from hybridlib.method.schedule import Phase, PhaseState
+from hybridlib.method.wrapping import mean_over_ranks
 from hybridlib.study.records import StepRecord
 from hybridlib.training.checkpoint import CheckpointFile, Snapshots, State, random_state, set_random_state
-from hybridlib.training.memory import give_back
-from hybridlib.training.meter import Meter
+from hybridlib.training.meter import Meter, give_back
 from hybridlib.training.objective import Objective, first_tensor, norm_of_gradients
 
 SCHEDULED = "lr", "betas", "momentum"  # what schedulers of learning rates set, by the clock

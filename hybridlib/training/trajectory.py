@@ -5,12 +5,12 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from hybridlib.study.run import Run
-from hybridlib.training.data import DataSource
-from hybridlib.training.assemble import make_trainer
-from hybridlib.training.experiment import held_out_loss
-from hybridlib.method.schedule import Phase
 from hybridlib.method.predictors.base import Predictor
+from hybridlib.method.schedule import Phase
+from hybridlib.study.run import Run
+from hybridlib.training.assemble import make_trainer
+from hybridlib.training.data import DataSource
+from hybridlib.training.experiment import held_out_loss
 
 Point = list[Tensor]  # every parameter, in the model's order
 

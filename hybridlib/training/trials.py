@@ -13,9 +13,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from tqdm import tqdm
 
 from hybridlib.study import progress
-from hybridlib.study.run import Run
-from hybridlib.study.orphans import end_with
 from hybridlib.study.parameters import ParameterError, load_study
+from hybridlib.study.provenance import end_with
+from hybridlib.study.run import Run
 from hybridlib.study.sweeps import path, runs, sweeps
 from hybridlib.training.experiment import train
 
