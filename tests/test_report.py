@@ -10,8 +10,6 @@ import altair as alt
 import nbformat
 import pandas as pd
 import pytest
-from hybridlib.analysis.display import figure, table
-from hybridlib.analysis.figures_training import training_loss
 from IPython.core.formatters import DisplayFormatter
 from nbconvert.utils import pandoc
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output

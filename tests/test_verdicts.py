@@ -6,8 +6,6 @@ import math
 import pandas as pd
 import pytest
 import yaml
-from hybridlib.analysis.criteria import verdicts
-from hybridlib.analysis.measured import FAIL, INCONCLUSIVE, PASS, measured_parts, sources_with_power
 
 from hybridlib.analysis import load
 from hybridlib.analysis.effects import by_seed, effect
