@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-
 from chapter import run_chapter
 
 from hybridlib.analysis.load import read_records
