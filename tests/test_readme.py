@@ -16,10 +16,10 @@ def test_renewing_changes_the_block_alone() -> None:
     assert renewed(f"a\n{BEGIN}\nold\n{END}\nz", "new") == f"a\n{BEGIN}\nnew\n{END}\nz"
 
 
-@pytest.mark.parametrize("folder", ["hybridlib", "hybridlib/method", "hybridlib/training", "params"])
+@pytest.mark.parametrize("folder", ["hybridlib/method", "hybridlib/training", "hybridlib/study", "hybridlib/analysis", "hybridlib/benchmark", "params"])
 def test_its_tree_names_every_file(folder: str) -> None:
     tree = README.split("## Tree")[1]
-    files = [p.name for pattern in ("*.py", "*.yaml") for p in (ROOT / folder).glob(pattern) if p.stem != "__init__"]
+    files = [p.name for pattern in ("*.py", "*.yaml") for p in (ROOT / folder).glob(pattern) if not p.stem.startswith("__")]
     assert files and not [name for name in files if name not in tree]
 
 

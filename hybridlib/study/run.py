@@ -1,4 +1,4 @@
-"""The schema of a run: everything that its records depend on. `study.py` has that of a study, which is made of runs.
+"""The schema of a run: everything that its records depend on. `schema.py` has that of a study, which is made of runs.
 
 Knows no torch, so that a plan can be made, and a bad file refused, before anything heavy is imported.
 """

@@ -1,4 +1,4 @@
-"""The schema of a study: sizes, data sources, arms, and the plan of what is run; `studies.py` reads the files.
+"""The schema of a study: sizes, data sources, arms, and the plan of what is run; `parameters.py` reads the files.
 
 Knows no torch, so that a plan can be made, and a bad file refused, before anything heavy is imported.
 """
