@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
-from hybridlib import HybridOptimizer, Linear, PhaseSchedule, Predictor, Spectral
+from hybridlib import HybridOptimizer, Linear, Phase, PhaseSchedule, Predictor, Spectral
 from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Weights, is_embedding, is_matrix
@@ -386,6 +386,8 @@ def test_empty_and_whole_numbered_parameters_are_left_alone() -> None:
     records = go(trainer, 30)
     assert any(event == "jump" for *_, event in records) and nothing.counts.tolist() == [0, 1, 2]
     assert [name for name, _ in trainer.optimizer.parameters] == ["0.weight", "0.bias", "1.weight", "1.bias", "4.weight", "4.bias"]
+    while trainer.state.phase is Phase.PREDICT:
+        go(trainer, 1)
     trainer.load_state_dict(copy.deepcopy(trainer.state_dict()))
     go(trainer, 10)
 

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from hybridlib.study import execute, progress
+from hybridlib.study import chapters, execute, progress
 from hybridlib.study.parameters import PARAMS, ROOT, load_study
 from hybridlib.study.plan import TRAINING, Job, plan
 from hybridlib.study.run import Source
@@ -111,7 +111,7 @@ def outcomes() -> Counter:
 )
 def test_an_input_is_used_or_refused_in_words(request, tmp_path, monkeypatch, outcomes, kind, given_, name, use: Callable) -> None:
     monkeypatch.setattr(corpus, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(execute, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(chapters, "NOTEBOOKS", tmp_path)
     unexpected: list[tuple[str, bytes | str]] = []
 
     @seed(request.config.getoption("seed"))

@@ -149,8 +149,14 @@ class HybridOptimizer(WrappingOptimizer):
         self._begin()
         self._computed("step")
 
-    def restart(self) -> None:
-        """Begin a new Full phase, after a computed step: the weights were put back to where they were earlier."""
+    def restart(self, state_dict: dict[str, Any] | None = None) -> None:
+        """Begin a new Full phase, after a computed step: the weights were put back to where they were earlier.
+
+        Args:
+            state_dict: of that time; the wrapped optimizer's state is taken from it, but for what schedulers set.
+        """
+        if state_dict is not None:
+            self.load_wrapped(state_dict)
         self._takeoff = None
         self.predictor.forget()
         self._losses.clear()

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 Moments = Literal["keep", "decay", "reset"]
+SCHEDULED = "lr", "betas", "momentum"  # what schedulers of learning rates set
 
 
 class WrappingOptimizer(Optimizer):
@@ -88,6 +89,13 @@ class WrappingOptimizer(Optimizer):
             self.load_extra_state(extra)
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
+
+    def load_wrapped(self, state_dict: dict[str, Any]) -> None:
+        """Load the wrapped optimizer's part of a state dictionary; what schedulers set, by the clock, stays as it is."""
+        scheduled = [{key: group[key] for key in SCHEDULED if key in group} for group in self.param_groups]
+        self.optimizer.load_state_dict({key: value for key, value in state_dict.items() if key != "hybrid"})
+        for group, now in zip(self.param_groups, scheduled):
+            group.update(now)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy takes: as for any optimizer no hooks, and no `step` that a scheduler put in place of the class's."""

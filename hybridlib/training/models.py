@@ -1,12 +1,17 @@
 """GPT-2 from transformers, without dropout, its loss, and what its size predicts: parameters, FLOPs, bytes."""
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
-from hybridlib.study.run import Model
+# transformers loads tqdm's bars for notebooks, of which none is ever shown here; without ipywidgets they warn, with a path.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
+from transformers import GPT2Config, GPT2LMHeadModel  # noqa: E402
+
+from hybridlib.study.run import Model  # noqa: E402
 
 Batch = tuple[Tensor, Tensor]  # input and target tokens, each (batch, seq) int64
 

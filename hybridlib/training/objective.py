@@ -91,6 +91,19 @@ class Objective:
         for (_, buffer), value in zip(self.buffers, values, strict=True):
             buffer.copy_(value)
 
+    def weights(self, held: Weights) -> Weights:
+        """Return the named parameters that an optimizer holds, and those that the model has besides."""
+        moved, names = {weight for _, weight in held}, {name for name, _ in held}
+        others = [(name, weight) for name, weight in self.model.named_parameters() if weight not in moved]
+        return [*held, *((f".{name}" if name in names else name, weight) for name, weight in others)]
+
+    @torch.no_grad()
+    def put(self, state: dict[str, Any], held: Weights) -> None:
+        """Copy the `weights` and `buffers` of a state to where they belong; `held` as for `weights`."""
+        for name, weight in self.weights(held):
+            weight.copy_(state["weights"][name])
+        self.set_buffers(list(state["buffers"].values()))
+
     def _loss(self, batch: Any, gradients: bool) -> float:
         size, total = size_of(batch), torch.zeros((), device=self.device)
         for micro in split(batch, self.accumulation):  # fewer where the batch is smaller

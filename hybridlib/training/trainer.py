@@ -4,21 +4,16 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import torch
 
 from hybridlib.method.guards import DivergenceMonitor, accepts_jump
 from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.optimizer import HybridOptimizer
-from hybridlib.method.predictors.base import Weights
 from hybridlib.method.schedule import Phase, PhaseState
 from hybridlib.method.wrapping import mean_over_ranks
 from hybridlib.study.records import StepRecord
 from hybridlib.training.checkpoint import CheckpointFile, Snapshots, State, random_state, set_random_state
 from hybridlib.training.meter import Meter, give_back
 from hybridlib.training.objective import Objective, first_tensor, norm_of_gradients
-
-SCHEDULED = "lr", "betas", "momentum"  # what schedulers of learning rates set, by the clock
-
 
 class HybridTrainer:
     """Trains any module with any optimizer, one nominal step at a time.
@@ -143,12 +138,8 @@ class HybridTrainer:
         """Weights and optimizer as at the last snapshot; steps, clock, batches and what a scheduler sets go on."""
         if (snapshot := self.snapshots.load()) is None:
             raise RuntimeError("diverged before the first snapshot: there is nothing to roll back to")
-        self._put_weights(snapshot)
-        scheduled = [{key: group[key] for key in SCHEDULED if key in group} for group in self.optimizer.param_groups]
-        self.optimizer.optimizer.load_state_dict({k: v for k, v in snapshot["optimizer"].items() if k != "hybrid"})
-        for group, now in zip(self.optimizer.param_groups, scheduled):
-            group.update(now)
-        self.optimizer.restart()
+        self.objective.put(snapshot, self.optimizer.parameters)
+        self.optimizer.restart(snapshot["optimizer"])
         self.monitor.reset()
 
     def snapshot(self) -> None:
@@ -162,7 +153,7 @@ class HybridTrainer:
         if self.offload:
             self.offload.restore()  # after Predict's last step it is still away
         return dict(
-            weights={name: weight.detach() for name, weight in self._weights()},
+            weights={name: weight.detach() for name, weight in self.objective.weights(self.optimizer.parameters)},
             buffers={name: buffer.clone() for name, buffer in self.objective.buffers},
             optimizer=self.optimizer.state_dict(materialize=False),
             monitor=self.monitor.state_dict(),
@@ -176,23 +167,10 @@ class HybridTrainer:
         if self.offload:
             self.offload.restore()
         self._coasting = []
-        self._put_weights(state)
+        self.objective.put(state, self.optimizer.parameters)
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitor.load_state_dict(state["monitor"])
         set_random_state(state["random"], self.objective.device)
         for name, value in state["counts"].items():
             setattr(self, name, value)
         self.objective.accumulation = state["accumulation"]
-
-    def _weights(self) -> Weights:
-        """The model's parameters, and what the optimizer holds besides."""
-        held = dict(self.optimizer.parameters)
-        moved = set(held.values())
-        others = [(name, weight) for name, weight in self.objective.model.named_parameters() if weight not in moved]
-        return [*held.items(), *((f".{name}" if name in held else name, weight) for name, weight in others)]
-
-    @torch.no_grad()
-    def _put_weights(self, state: State) -> None:
-        for name, weight in self._weights():
-            weight.copy_(state["weights"][name])
-        self.objective.set_buffers(list(state["buffers"].values()))
