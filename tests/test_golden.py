@@ -10,6 +10,7 @@ compute something else from now on, raise `NUMERICS` in `hybridlib/training/__in
     pytest tests/test_golden.py --record-golden
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Callable
@@ -126,10 +127,21 @@ COMPUTE: dict[str, Callable[[Path], tuple[pd.DataFrame, str]]] = {
 }
 
 
+def processor_model() -> str:
+    """The CPU as a compiler would tell it from others: name, family, model, stepping and instruction sets."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        flags = hashlib.sha256(facts["flags"].encode()).hexdigest()[:12]
+        return " ".join([facts["model name"], *(facts[key] for key in ("cpu family", "model", "stepping")), f"flags {flags}"])
+    except (OSError, KeyError):
+        return provenance.processor()
+
+
 def machine() -> dict[str, Any]:
     """What the last digit may depend on besides the code."""
     kernels = torch.backends.cpu.get_cpu_capability()
-    return dict(processor=provenance.processor_model(), kernels=kernels, versions=provenance.versions())
+    return dict(processor=processor_model(), kernels=kernels, versions=provenance.versions())
 
 
 def test_torch_is_the_one_that_the_golden_runs_were_made_with() -> None:

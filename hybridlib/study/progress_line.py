@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from types import TracebackType
+from typing import Self
 
 import pandas as pd
 from rich.console import Console
@@ -18,29 +19,41 @@ REFRESH_S = 2.0
 PLAIN_EVERY_S = 15.0  # where there is no terminal to redraw a line on
 
 
-class ProgressLine:
-    """Shows a job's progress while its block runs: one line redrawn on a terminal, a plain line now and then elsewhere."""
+class BackgroundLine:
+    """Runs `show` in a thread of its own while a block runs; `done` is set when the block ends."""
 
-    def __init__(self, job: Job, label: str, console: Console) -> None:
-        self.job, self.label, self.console = job, label, console
-        self.started, self._done = time.time(), threading.Event()
-        self._thread = threading.Thread(target=self._show, daemon=True)
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self._thread = threading.Thread(target=self.show, daemon=True)
 
-    def __enter__(self) -> "ProgressLine":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._done.set()
+        self.done.set()
         self._thread.join()
 
-    def _show(self) -> None:
+    def show(self) -> None:
+        """Say what is going on, until `done`."""
+        raise NotImplementedError
+
+
+class ProgressLine(BackgroundLine):
+    """Shows a job's progress while its block runs: one line redrawn on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, job: Job, label: str, console: Console) -> None:
+        self.job, self.label, self.console = job, label, console
+        self.started = time.time()
+        super().__init__()
+
+    def show(self) -> None:
         if self.console.is_terminal:
             with Status(self._text(), console=self.console, refresh_per_second=1) as status:
-                while not self._done.wait(REFRESH_S):
+                while not self.done.wait(REFRESH_S):
                     status.update(self._text())
         else:
-            while not self._done.wait(PLAIN_EVERY_S):
+            while not self.done.wait(PLAIN_EVERY_S):
                 print(self._text(), flush=True, file=sys.stdout)
 
     def _text(self) -> str:

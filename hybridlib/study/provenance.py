@@ -49,17 +49,6 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def processor_model() -> str:
-    """The CPU as a compiler would tell it from others: name, family, model, stepping and instruction sets."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-        facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-        flags = hashlib.sha256(facts["flags"].encode()).hexdigest()[:12]
-        return " ".join([facts["model name"], *(facts[key] for key in ("cpu family", "model", "stepping")), f"flags {flags}"])
-    except (OSError, KeyError):
-        return processor()
-
-
 def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 

@@ -2,47 +2,38 @@
 
 import multiprocessing
 import sys
-import threading
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from hybridlib.study.progress_line import BackgroundLine
+
 QUIET_S = 2.0  # what is done sooner says nothing
 PLAIN_EVERY_S = 30.0  # where there is no terminal to redraw a line on
 
 
-class Activity:
+class Activity(BackgroundLine):
     """While its block runs, shows the label, what was last given to `say`, and the seconds so far, on stderr."""
 
     def __init__(self, label: str) -> None:
         self.label, self.doing, self.started = label, "", time.monotonic()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._show, daemon=True)
+        super().__init__()
 
     def say(self, doing: str) -> None:
         self.doing = doing
 
-    def __enter__(self) -> "Activity":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _show(self) -> None:
+    def show(self) -> None:
         console = Console(stderr=True)
         # Workers side by side share their parent's terminal, where their lines would overwrite one another.
         if console.is_terminal and multiprocessing.parent_process() is None:
-            if not self._done.wait(QUIET_S):
+            if not self.done.wait(QUIET_S):
                 with Status(escape(self._text()), console=console, refresh_per_second=1) as status:
-                    while not self._done.wait(0.5):
+                    while not self.done.wait(0.5):
                         status.update(escape(self._text()))
         else:
-            while not self._done.wait(PLAIN_EVERY_S):
+            while not self.done.wait(PLAIN_EVERY_S):
                 print(self._text(), file=sys.stderr, flush=True)
 
     def _text(self) -> str:

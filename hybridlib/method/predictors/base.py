@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hybridlib.method.offload import StoredTensor, TensorStore
-from hybridlib.method.settings import Window, checked
+from hybridlib.method.settings import Window, checked, snake
 
 Weights = Sequence[tuple[str, Tensor]]  # the named parameters that an optimizer moves
 
@@ -40,7 +40,7 @@ class Predictor(ABC):
         if "__init__" in cls.__dict__:
             cls.__init__ = checked(cls.__init__)
         if by_name:
-            _DEFINED[re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()] = cls
+            _DEFINED[snake(cls.__name__)] = cls
 
     def start(self, weights: Weights) -> None:
         """Remember what is needed: a Full phase begins, and its first step is about to be taken."""
