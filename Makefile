@@ -24,6 +24,7 @@ verify: setup
 
 test: setup tex
 	@command -v pdftotext >/dev/null || $(call apt-install,poppler-utils)
+	$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet
 	$(BIN)/python -m pytest -m "not timed" --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 	$(BIN)/python -m pytest -m timed $(ARGS)
 
@@ -35,7 +36,7 @@ lab: setup
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter env,$(AS_ROOT)),--allow-root) $(ARGS)
 
 clean:
-	rm -rf .venv .cache .pytest_cache .hypothesis *.egg-info outputs/smoke outputs/*/reproduced
+	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis *.egg-info outputs/smoke outputs/*/reproduced
 	find hybridlib tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 setup: .venv/installed

@@ -43,20 +43,50 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--study", default="cpu", metavar="NAME|FILE", help="a study in params/, or a .yaml file (default: cpu)")
-    add("--only", nargs="+", choices=STAGES, metavar="STAGE", help=f"these stages alone, of: {', '.join(STAGES)}; "
-        "their chapters are executed again even if up to date")
+    add(
+        "--only",
+        nargs="+",
+        choices=STAGES,
+        metavar="STAGE",
+        help=f"these stages alone, of: {', '.join(STAGES)}; their chapters are executed again even if up to date",
+    )
     add("--arms", nargs="+", default=[], metavar="ARM", help="train these arms alone")
     add("--data", nargs="+", default=[], metavar="DATA", help="train on these data sources alone")
     add("--seeds", nargs="+", default=[], type=int, metavar="SEED", help="train with these seeds alone")
-    add("--full", action="store_true", help="also what the study's plan marks `full: true`, and the sweeps of params/research/")
+    add(
+        "--full",
+        action="store_true",
+        help="also what the study's plan marks `full: true`, and the sweeps of params/research/",
+    )
     add("--dry-run", action="store_true", help="print the plan and stop")
     add("--force", action="store_true", help="delete what these jobs made before, records included, and start afresh")
-    add("--keep-going", action="store_true", help="after a failed job go on with the others; the report says what is missing")
-    add("--device", default="auto", type=device, metavar="auto|cpu|cuda:N", help="where to train; auto: a GPU if there is one. "
-        "Records made on another device are kept, and named; --force trains them again here")
-    add("--reproduce", action="store_true", help="first train baseline and hybrid of the first seed again, beside their records, "
-        "and say whether the same comes out; exit status 1 if not")
-    add("--verify", nargs="?", const=2, type=int, metavar="N", help="only that, for N complete runs chosen at random (default: 2)")
+    add(
+        "--keep-going",
+        action="store_true",
+        help="after a failed job go on with the others; the report says what is missing",
+    )
+    add(
+        "--device",
+        default="auto",
+        type=device,
+        metavar="auto|cpu|cuda:N",
+        help="where to train; auto: a GPU if there is one. "
+        "Records made on another device are kept, and named; --force trains them again here",
+    )
+    add(
+        "--reproduce",
+        action="store_true",
+        help="first train baseline and hybrid of the first seed again, beside their records, "
+        "and say whether the same comes out; exit status 1 if not",
+    )
+    add(
+        "--verify",
+        nargs="?",
+        const=2,
+        type=int,
+        metavar="N",
+        help="only that, for N complete runs chosen at random (default: 2)",
+    )
     add("--choice", type=int, metavar="SEED", help="of --verify: choose as the start did that printed this number")
     return parser.parse_args(argv)
 
@@ -99,14 +129,18 @@ def stop(number: int, frame: object) -> None:
 
 def print_plan(jobs: list[Job], study: str, args: argparse.Namespace) -> None:
     known, total, stale = known_times(study), 0.0, {}
-    table = Table("", "stage", "job", "state", "estimate", title=f"Study {study}: {len(jobs)} jobs", title_justify="left")
+    table = Table(
+        "", "stage", "job", "state", "estimate", title=f"Study {study}: {len(jobs)} jobs", title_justify="left"
+    )
     for at, job in enumerate(jobs, start=1):
         state = execute.state(job, study)
         if todo := is_to_do(job, state, args):
             total += estimated_s(job, known)
         if state == "stale":
             stale.setdefault(execute.why_stale(job, study), []).append(job.name)
-        said = f"{state}, {on_device(job, args.device)}" if state == "complete" and on_device(job, args.device) else state
+        said = (
+            f"{state}, {on_device(job, args.device)}" if state == "complete" and on_device(job, args.device) else state
+        )
         table.add_row(str(at), job.stage, job.name, said, duration(estimated_s(job, known)) if todo else "")
     console.print(table)
     for why, names in stale.items():
@@ -123,7 +157,7 @@ def is_to_do(job: Job, state: str, args: argparse.Namespace) -> bool:
 def on_device(job: Job, device: str) -> str:
     """Says where a complete run was made, if that is another kind of device than the one asked for."""
     facts = RunFolder(execute.executed(job, "").parent).facts if job.run and device != "auto" else None
-    differs = facts and facts["device"].split(":")[0] != device.split(":")[0]
+    differs = facts and facts["device"].split(":")[0] != device.split(":", maxsplit=1)[0]
     return f"on {facts['device']}: kept, --force trains it on {device}" if differs else ""
 
 
@@ -145,12 +179,14 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
         for at, job in enumerate(jobs, start=1):
             if job.extends and not pipeline.went_well(job.run.id):
                 continue
-            if is_to_do(job, execute.state(job, study), args) and not attempt(job, f"[{at}/{len(jobs)}]", pipeline):
-                if not args.keep_going:
-                    console.print("Stopped at the first failure; --keep-going goes on with the other jobs.")
-                    break
+            todo = is_to_do(job, execute.state(job, study), args)
+            if todo and not attempt(job, f"[{at}/{len(jobs)}]", pipeline) and not args.keep_going:
+                console.print("Stopped at the first failure; --keep-going goes on with the other jobs.")
+                break
     except KeyboardInterrupt as interrupt:
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the cell that was cut off would report its kernel's death
+        logging.getLogger("asyncio").setLevel(
+            logging.CRITICAL
+        )  # the cell that was cut off would report its kernel's death
         pipeline.write()
         console.print("Stopped. The same command goes on from here.")
         return RESUMABLE if interrupt.args == (signal.SIGTERM,) else 130

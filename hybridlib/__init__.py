@@ -22,8 +22,21 @@ if TYPE_CHECKING:
     from hybridlib.method.schedule import Phase, PhaseSchedule
 
 __all__ = [
-    "HybridOptimizer", "PhaseSchedule", "Phase", "Predictor", "History", "Hold", "Sham", "Linear", "Drift", "Ridge", "Dmd",
-    "Wnn", "Nesterov", "Spectral", "Polar",
+    "Dmd",
+    "Drift",
+    "History",
+    "Hold",
+    "HybridOptimizer",
+    "Linear",
+    "Nesterov",
+    "Phase",
+    "PhaseSchedule",
+    "Polar",
+    "Predictor",
+    "Ridge",
+    "Sham",
+    "Spectral",
+    "Wnn",
 ]  # fmt: skip
 _HOME = dict(
     HybridOptimizer="optimizer", PhaseSchedule="schedule", Phase="schedule", Predictor="predictors.base", History="predictors.base",

@@ -51,7 +51,9 @@ class Executed:
         return "\n".join([*texts, *(one.data for one in self.displayed if isinstance(one, IPython.display.Markdown))])
 
 
-def run_chapter(name: str, study: Any, monkeypatch: pytest.MonkeyPatch, pipeline: bool = True, **given: Any) -> Executed:
+def run_chapter(
+    name: str, study: Any, monkeypatch: pytest.MonkeyPatch, pipeline: bool = True, **given: Any
+) -> Executed:
     """Execute a chapter, as the pipeline does or by hand. `given` replaces what a cell assigns to these names."""
     displayed: list[Any] = []
     with monkeypatch.context() as patched:
@@ -62,7 +64,11 @@ def run_chapter(name: str, study: Any, monkeypatch: pytest.MonkeyPatch, pipeline
         given = {"study": study.name} | given
         for at, cell in enumerate(cells(name)):
             exec(compile(cell.source, f"{name}, code cell {at}", "exec"), names)
-            assigned = {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+            assigned = {
+                node.id
+                for node in ast.walk(ast.parse(cell.source))
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            }
             names |= {key: value for key, value in given.items() if key in assigned}
         assert (PIPELINE in os.environ) == pipeline
     return Executed(names, displayed, study.folder)

@@ -173,7 +173,13 @@ def fake_study(tmp_path: Path) -> FakeStudy:
 
 def some_weights(seed: int = 0, dtype: torch.dtype = torch.float32) -> Weights:
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"h.0.attn.weight": (6, 9), "h.1.attn.weight": (6, 9), "h.0.out.weight": (9, 4), "h.0.bias": (9,), "wte.weight": (12, 6)}
+    shapes = {
+        "h.0.attn.weight": (6, 9),
+        "h.1.attn.weight": (6, 9),
+        "h.0.out.weight": (9, 4),
+        "h.0.bias": (9,),
+        "wte.weight": (12, 6),
+    }
     return [(name, torch.randn(shape, generator=generator).to(dtype)) for name, shape in shapes.items()]
 
 

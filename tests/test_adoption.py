@@ -9,8 +9,9 @@ import pickle
 import statistics
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,9 @@ PREDICTORS: dict[str, Callable[[], Predictor]] = {
     "drift": lambda: Drift(window=4, gain=0.3),
     "nesterov": lambda: Nesterov(gain=0.9, momentum=0.4),
 }
-NANO_STEP_S = 0.033  # a step of the nano GPT-2 on two cores, batch and all: assumed, so that this test needs no other's time
+NANO_STEP_S = (
+    0.033  # a step of the nano GPT-2 on two cores, batch and all: assumed, so that this test needs no other's time
+)
 
 
 def make() -> nn.Module:
@@ -151,7 +154,11 @@ def test_the_adopted_loop_clips_scales_and_schedules_as_by_hand() -> None:
 def test_the_adopted_loop_learns_in_half_the_gradients() -> None:
     model = make()
     before, optimizer = loss_of(model, batch(999)).item(), adopted(model, 64)
-    assert optimizer.nominal_steps == 64 and optimizer.computed_steps <= 40 and loss_of(model, batch(999)).item() < 0.5 * before
+    assert (
+        optimizer.nominal_steps == 64
+        and optimizer.computed_steps <= 40
+        and loss_of(model, batch(999)).item() < 0.5 * before
+    )
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
@@ -327,7 +334,9 @@ def test_a_closure_without_a_loss_is_none_to_judge() -> None:
 def test_an_optimizer_that_calls_its_closure_many_times_does_so_here() -> None:
     one, other, steps = make(), make(), PhaseSchedule(0, 10, 0, 0, 10)
     plainly = torch.optim.LBFGS(one.parameters(), max_iter=4)
-    wrapping = HybridOptimizer(torch.optim.LBFGS(other.parameters(), max_iter=4), other.named_parameters(), steps, Hold())
+    wrapping = HybridOptimizer(
+        torch.optim.LBFGS(other.parameters(), max_iter=4), other.named_parameters(), steps, Hold()
+    )
     for model, optimizer in ((one, plainly), (other, wrapping)):
 
         def closure() -> Tensor:
@@ -410,7 +419,9 @@ def one_position(model: nn.Module, optimizer: HybridOptimizer) -> None:
         optimizer.update()
 
 
-@pytest.mark.parametrize(("name", "moments"), [*((name, "keep") for name in PREDICTORS), ("spectral", "decay"), ("spectral", "reset")])
+@pytest.mark.parametrize(
+    ("name", "moments"), [*((name, "keep") for name in PREDICTORS), ("spectral", "decay"), ("spectral", "reset")]
+)
 def test_loading_at_every_position_of_two_cycles_goes_on_bitwise(name: str, moments: str) -> None:
     """Before the first step, in every phase, with a jump due, and with one made that may yet be undone."""
     model = make()
@@ -439,7 +450,10 @@ def test_a_jump_loaded_from_a_file_can_still_be_undone() -> None:
     again.load_state_dict(saved(optimizer.state_dict()))
     fresh.load_state_dict(saved(model.state_dict()))
     again.step(loss=gradients(fresh, again))
-    assert all(torch.equal(weight, before[name]) for name, weight in fresh.named_parameters()) and again.phase is Phase.FULL
+    assert (
+        all(torch.equal(weight, before[name]) for name, weight in fresh.named_parameters())
+        and again.phase is Phase.FULL
+    )
 
 
 def test_the_wrapped_optimizers_own_state_is_taken_too() -> None:
@@ -486,11 +500,18 @@ def test_a_copy_goes_on_by_itself_as_the_first_would(how: Callable[[Any], Any], 
 
 def test_a_copy_keeps_what_groups_say_of_matrices() -> None:
     model = make()
-    groups = [dict(params=[model[0].weight], orthogonalize=False), dict(params=[*model[1:].parameters(), model[0].bias])]
-    optimizer = HybridOptimizer(torch.optim.Adam(groups, lr=0.01), model.named_parameters(), CYCLES, PREDICTORS["spectral"]())
+    groups = [
+        dict(params=[model[0].weight], orthogonalize=False),
+        dict(params=[*model[1:].parameters(), model[0].bias]),
+    ]
+    optimizer = HybridOptimizer(
+        torch.optim.Adam(groups, lr=0.01), model.named_parameters(), CYCLES, PREDICTORS["spectral"]()
+    )
     its_model, copied = pickle.loads(pickle.dumps((model, optimizer)))
     for its, one in ((model, optimizer), (its_model, copied)):
-        assert not one.predictor.is_linear("0.weight", its[0].weight) and one.predictor.is_linear("3.weight", its[3].weight)
+        assert not one.predictor.is_linear("0.weight", its[0].weight) and one.predictor.is_linear(
+            "3.weight", its[3].weight
+        )
 
 
 def test_state_dict_hooks_run_and_may_change_the_state() -> None:
@@ -612,7 +633,9 @@ def transformers_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
     def trainer(where: str, **settings: Any) -> Any:
         torch.manual_seed(0)
         model = transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(vocab_size=32, n_positions=8, n_embd=16, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=None)
+            transformers.GPT2Config(
+                vocab_size=32, n_positions=8, n_embd=16, n_layer=1, n_head=2, bos_token_id=None, eos_token_id=None
+            )
         )
         arguments = transformers.TrainingArguments(
             str(folder / where), max_steps=SHORT.computed, per_device_train_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True,
@@ -628,7 +651,7 @@ def transformers_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
 
 
 def test_transformers_trains_it(transformers_run: tuple) -> None:
-    folder, whole, trainer = transformers_run
+    _folder, whole, _trainer = transformers_run
     optimizer = whole.optimizer.optimizer
     assert isinstance(optimizer, HybridOptimizer) and optimizer.computed_steps == 17 and optimizer.nominal_steps == 28
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * (1 - 28 / 40))

@@ -66,7 +66,9 @@ def test_records_and_unrelated_files_make_nothing_stale(own_outputs: Path, tmp_p
         ("steps: 60", "steps: 61", "study.steps was 60, today's is 61"),
     ],
 )
-def test_settings_of_the_study_count_and_words_do_not(tmp_path: Path, monkeypatch, old: str, new: str, said: str) -> None:
+def test_settings_of_the_study_count_and_words_do_not(
+    tmp_path: Path, monkeypatch, old: str, new: str, said: str
+) -> None:
     text = (PARAMS / "smoke.yaml").read_text()
     assert old in text
     (tmp_path / "smoke.yaml").write_text(text.replace(old, new))
@@ -114,14 +116,21 @@ def test_a_copy_that_is_empty_or_cut_off_is_missing(content: str) -> None:
 
 def test_copies_name_no_folder_of_this_machine_and_no_time(tmp_path: Path) -> None:
     times = dict(start_time="1", end_time="2", duration=1)
-    cell = nbformat.v4.new_code_cell(metadata=dict(execution={"iopub.busy": "1"}, papermill=times | dict(exception=False)))
+    cell = nbformat.v4.new_code_cell(
+        metadata=dict(execution={"iopub.busy": "1"}, papermill=times | dict(exception=False))
+    )
     given = nbformat.v4.new_code_cell(metadata=dict(tags=["injected-parameters"]))
-    notebook = nbformat.v4.new_notebook(cells=[cell, given], metadata=dict(papermill=times | dict(input_path="/a", output_path="/b")))
+    notebook = nbformat.v4.new_notebook(
+        cells=[cell, given], metadata=dict(papermill=times | dict(input_path="/a", output_path="/b"))
+    )
     nbformat.write(notebook, tmp_path / "x.ipynb")
     chapters.stamp(tmp_path / "x.ipynb", made_by="abc")
     there = json.loads((tmp_path / "x.ipynb").read_text())
     assert there["metadata"] == dict(papermill={}, made_by="abc")
-    assert [part["metadata"] for part in there["cells"]] == [dict(papermill=dict(exception=False)), dict(tags=["injected-parameters"])]
+    assert [part["metadata"] for part in there["cells"]] == [
+        dict(papermill=dict(exception=False)),
+        dict(tags=["injected-parameters"]),
+    ]
     assert there["cells"][1]["id"] == "injected-parameters"
 
 
@@ -131,4 +140,6 @@ def test_what_is_committed_was_made_by_what_is_there(monkeypatch, name: str) -> 
     found = {job.stage: chapters.state(job, name) for job in plan(load_study(name), name) if not job.run}
     assert {stage for stage in found if found[stage] == "reads"} == set(found) & set(READERS)
     computed = {state for stage, state in found.items() if stage not in READERS}
-    assert computed <= ({"complete", "stale"} if name == "gpt2-medium" else {"complete"}), "that model's wait for its next training"
+    assert computed <= ({"complete", "stale"} if name == "gpt2-medium" else {"complete"}), (
+        "that model's wait for its next training"
+    )

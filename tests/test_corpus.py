@@ -25,7 +25,9 @@ from hybridlib.training.text_files import read_texts
 
 COMMITTED = {json.loads(f.read_text())["corpus_sha256"] for f in ROOT.glob("outputs/cpu/runs/*-text-*/run.json")}
 SMOKE = "371447d07a80b005fd65daff635437b8067026ac78b0820bad0e18b40b583841"
-THIS_PYTHON = pytest.mark.skipif(sys.version_info[:3] != (3, 11, 7), reason="runs were trained on Python 3.11.7's library")
+THIS_PYTHON = pytest.mark.skipif(
+    sys.version_info[:3] != (3, 11, 7), reason="runs were trained on Python 3.11.7's library"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +88,9 @@ def test_advice_for_too_little_text_is_true(folder: Path) -> None:
     (folder / "one.txt").write_text(prose(0, 300))
     with pytest.raises(CorpusError, match=r"held-out part has \d+ of its \d+ tokens, a window needs 129") as error:
         load(folder / "one.txt").require(129)
-    times, seq_len = (int(str(error.value).split(words)[1].split()[0]) for words in ("helps is about ", "seq_len of at most "))
+    times, seq_len = (
+        int(str(error.value).split(words)[1].split()[0]) for words in ("helps is about ", "seq_len of at most ")
+    )
     load(folder / "one.txt").require(seq_len + 1)
     (folder / "one.txt").write_text(prose(0, 300 * times))
     load(folder / "one.txt").require(129)
@@ -96,7 +100,9 @@ mixes = st.lists(
     st.tuples(
         st.sampled_from(["text", "text", "text", "bytes", "copy", "link", "folder link", "broken"]),
         st.integers(0, 3),
-        st.one_of(st.text(max_size=30), st.sampled_from(["", "字" * 300, "ab" * 500, prose(1, 2000), prose(2, 20_000)])),
+        st.one_of(
+            st.text(max_size=30), st.sampled_from(["", "字" * 300, "ab" * 500, prose(1, 2000), prose(2, 20_000)])
+        ),
     ),
     min_size=1,
     max_size=12,

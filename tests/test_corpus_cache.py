@@ -7,8 +7,8 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import pytest
@@ -48,7 +48,9 @@ def load(text: Path) -> Corpus:
 
 
 def child(text: Path, cache: Path, pace: str = "") -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", CHILD, text, cache, pace], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, text, cache, pace], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
 
 
 def flip(file: Path) -> None:
@@ -116,7 +118,9 @@ def test_a_full_disk_is_said_and_leaves_nothing(text: Path, cache: Path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(StorageError, match=r"cache/.*npz: [\d,]+ bytes could not be written: No space left on device"):
+        with pytest.raises(
+            StorageError, match=r"cache/.*npz: [\d,]+ bytes could not be written: No space left on device"
+        ):
             load(text)
     assert not list(cache.iterdir())
     cache.rmdir()
@@ -148,4 +152,6 @@ def test_a_kill_while_writing_leaves_nothing_to_trip_over(text: Path, cache: Pat
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load(text).sha256 == load(text).sha256
-    assert sorted(path.suffix for path in cache.iterdir()) == [".npz", ".part"], "a young part may be at work, old ones go"
+    assert sorted(path.suffix for path in cache.iterdir()) == [".npz", ".part"], (
+        "a young part may be at work, old ones go"
+    )

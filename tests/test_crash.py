@@ -90,7 +90,10 @@ def test_a_killed_run_ends_as_if_it_had_not_been(request, measured) -> None:
 
 
 def test_sigterm_makes_a_checkpoint_within_five_seconds(measured) -> None:
-    told, whole = run(study="told", steps=2000, snapshot_every=5000), run(study="whole", steps=2000, snapshot_every=5000)
+    told, whole = (
+        run(study="told", steps=2000, snapshot_every=5000),
+        run(study="whole", steps=2000, snapshot_every=5000),
+    )
     child = multiprocessing.get_context("forkserver").Process(
         target=train_until_killed, args=(told.model_dump_json(), progress.OUTPUTS, "nowhere", 1, 0.0)
     )
@@ -137,7 +140,9 @@ def test_killed_pipelines_leave_no_process_and_end_as_if_they_had_not_been(reque
     command = [sys.executable, "run_all.py", "--study", str(file), "--only", "benchmark", "--arms", "hybrid"]
     environment = os.environ | {"HYBRIDLIB_OUTPUTS": str(tmp_path)}
     while len(killed) < wanted:
-        pipeline = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        pipeline = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         before, until_s = rows(steps_csv), time.monotonic() + 60
         aim = before + chance.randint(10, 150)
         while pipeline.poll() is None and rows(steps_csv) < min(aim, 590) and time.monotonic() < until_s:

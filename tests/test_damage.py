@@ -55,7 +55,9 @@ def finish(study: str) -> tuple[dict, list[str]]:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         facts = experiment.train(run(study=study, steps=STEPS), "cpu")
-    return facts, [str(w.message) for w in said if "going on from" in str(w.message) or "trained again" in str(w.message)]
+    return facts, [
+        str(w.message) for w in said if "going on from" in str(w.message) or "trained again" in str(w.message)
+    ]
 
 
 def regions(path: Path, chance: random.Random) -> list[int]:
@@ -71,7 +73,10 @@ def test_a_flipped_bit_or_a_cut_anywhere_is_found(tmp_path: Path, measured) -> N
     sound, missed = path.read_bytes(), 0
     places = regions(path, chance)
     for place in places:
-        for damaged in (sound[:place], sound[:place] + bytes([sound[place] ^ 1 << chance.randrange(8)]) + sound[place + 1 :]):
+        for damaged in (
+            sound[:place],
+            sound[:place] + bytes([sound[place] ^ 1 << chance.randrange(8)]) + sound[place + 1 :],
+        ):
             path.write_bytes(damaged)
             try:
                 tensor_file.read(path)
@@ -83,7 +88,12 @@ def test_a_flipped_bit_or_a_cut_anywhere_is_found(tmp_path: Path, measured) -> N
 
 
 def test_what_is_written_is_read_back_and_is_a_safetensors_file(tmp_path: Path) -> None:
-    tensors = {"a": torch.randn(9, 7).T, "empty": torch.zeros(0), "one": torch.tensor(3), "c": torch.randn(3).bfloat16()}
+    tensors = {
+        "a": torch.randn(9, 7).T,
+        "empty": torch.zeros(0),
+        "one": torch.tensor(3),
+        "c": torch.randn(3).bfloat16(),
+    }
     facts = dict(x=[1, "ü"], pair=(None, {0: 2.5, "0": True}))
     tensor_file.write(tmp_path / "x.safetensors", tensors | dict(facts=facts))
     back = tensor_file.read(tmp_path / "x.safetensors")
@@ -93,7 +103,11 @@ def test_what_is_written_is_read_back_and_is_a_safetensors_file(tmp_path: Path) 
 
 
 def test_tensors_whose_names_would_read_alike_are_kept_apart(tmp_path: Path) -> None:
-    state = {"a.b": torch.ones(1), "a": {"b": torch.zeros(1), 0: torch.full((1,), 2.0), "0": torch.full((1,), 3.0)}, "": torch.ones(2)}
+    state = {
+        "a.b": torch.ones(1),
+        "a": {"b": torch.zeros(1), 0: torch.full((1,), 2.0), "0": torch.full((1,), 3.0)},
+        "": torch.ones(2),
+    }
     tensor_file.write(tmp_path / "x.safetensors", state)
     for back in (tensor_file.read(tmp_path / "x.safetensors"), tensor_file.copied(state)):
         found = [back["a.b"], *back["a"].values(), back[""]]
@@ -103,7 +117,10 @@ def test_tensors_whose_names_would_read_alike_are_kept_apart(tmp_path: Path) -> 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(monkeypatch) -> None:
     whole = run(study="whole", steps=STEPS)
     experiment.train(whole, "cpu")
-    for study, hurt, resumed in (("newest", ["checkpoint"], True), ("both", ["checkpoint", "checkpoint.previous"], False)):
+    for study, hurt, resumed in (
+        ("newest", ["checkpoint"], True),
+        ("both", ["checkpoint", "checkpoint.previous"], False),
+    ):
         folder = stopped(study, monkeypatch)
         for name in hurt:
             file = folder / f"{name}.safetensors"
@@ -137,7 +154,10 @@ def test_a_complete_run_with_a_damaged_file_is_never_taken_for_complete(name: st
     file = progress.folder(hurt) / name
     sound, chance = file.read_bytes(), random.Random(1)
     for place in [0, len(sound) - 2, *(chance.randrange(len(sound)) for _ in range(20))]:
-        for content in (sound[:place], sound[:place] + bytes([sound[place] ^ 1 << chance.randrange(7)]) + sound[place + 1 :]):
+        for content in (
+            sound[:place],
+            sound[:place] + bytes([sound[place] ^ 1 << chance.randrange(7)]) + sound[place + 1 :],
+        ):
             file.write_bytes(content)
             if content != sound and not (name == "run.json" and same_json(content, sound)):
                 assert progress.state(hurt) == "damaged" and RunFolder(file.parent).facts is None
@@ -185,7 +205,9 @@ def test_a_write_that_fails_says_path_and_bytes_and_earlier_results_stay(tmp_pat
     def beyond_the_limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-        with pytest.raises(StorageError, match=r"checkpoint.safetensors: 4,000,000 bytes could not be written: File too large; .* free"):
+        with pytest.raises(
+            StorageError, match=r"checkpoint.safetensors: 4,000,000 bytes could not be written: File too large; .* free"
+        ):
             file.save({"x": torch.ones(1_000_000), "step": 2})
         with pytest.raises(OSError, match="4,000,000 bytes could not be written: .*; .* bytes are free there"):
             TensorStore(tmp_path).put("x", torch.ones(1_000_000))
@@ -213,7 +235,9 @@ def test_a_full_disk_ends_a_run_with_one_clear_error_and_it_goes_on_when_there_i
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, "flush", no_room)
-        with pytest.raises(StorageError, match=r"steps.csv: [\d,]+ bytes could not be written: No space left on device; [\d,]+ bytes"):
+        with pytest.raises(
+            StorageError, match=r"steps.csv: [\d,]+ bytes could not be written: No space left on device; [\d,]+ bytes"
+        ):
             experiment.train(run(study="full", steps=STEPS), "cpu")
     records.unlink()
     records.with_suffix(".kept").rename(records)
@@ -224,7 +248,9 @@ def test_a_full_disk_ends_a_run_with_one_clear_error_and_it_goes_on_when_there_i
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "outputs").write_text("a file, where a folder should be")
     monkeypatch.setattr(progress, "OUTPUTS", tmp_path / "outputs")
-    with pytest.raises(StorageError, match="outputs/tiny/runs/hybrid-markov-s5/.lock: .* could not be written: Not a directory"):
+    with pytest.raises(
+        StorageError, match="outputs/tiny/runs/hybrid-markov-s5/.lock: .* could not be written: Not a directory"
+    ):
         experiment.train(run(), "cpu")
 
 

@@ -87,7 +87,8 @@ def test_the_cache_gives_what_was_put_in_and_follows_the_text(text_folder: Path)
 
 
 @pytest.mark.parametrize(
-    "content, message", [(None, "no such file"), (b"", "no text"), (b"\xff\xfe\x00a", "not UTF-8"), (b"a\0b" * 9, "zero bytes")]
+    "content, message",
+    [(None, "no such file"), (b"", "no text"), (b"\xff\xfe\x00a", "not UTF-8"), (b"a\0b" * 9, "zero bytes")],
 )
 def test_text_that_cannot_be_used_is_refused_by_name(tmp_path: Path, content: bytes | None, message: str) -> None:
     file = tmp_path / "mine.txt"

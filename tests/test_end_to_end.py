@@ -92,7 +92,9 @@ def test_smoke_judges_every_criterion(smoke):
 
 def test_smoke_delivers_the_report_in_every_form(smoke):
     folder, _ = smoke
-    pdf = subprocess.run(["pdftotext", "-layout", str(folder / "report.pdf"), "-"], capture_output=True, text=True).stdout
+    pdf = subprocess.run(
+        ["pdftotext", "-layout", str(folder / "report.pdf"), "-"], capture_output=True, text=True
+    ).stdout
     assert all(re.search(rf"\b{name}\b", pdf) for name in CRITERIA)
     lost = {c for c in (folder / "report.tex").read_text() if ord(c) > 127} - set(pdf)
     assert set("α≤≥Δ×") <= set(pdf) and not lost
@@ -132,9 +134,13 @@ def test_smoke_writes_the_pipelines_outcome(smoke):
 
 def test_what_smoke_computed_is_kept_and_what_reads_it_is_executed_again_to_the_same(smoke, outputs):
     folder, _ = smoke
-    computing = [folder / "notebooks" / f"{chapter}.ipynb" for stage, chapter in CHAPTERS.items() if stage not in READERS]
+    computing = [
+        folder / "notebooks" / f"{chapter}.ipynb" for stage, chapter in CHAPTERS.items() if stage not in READERS
+    ]
     kept = {path: path.stat().st_mtime_ns for path in [*folder.glob("runs/*/*"), *computing]}
-    reading = {path: path.read_bytes() for path in [folder / "notebooks" / f"{CHAPTERS[stage]}.ipynb" for stage in READERS]}
+    reading = {
+        path: path.read_bytes() for path in [folder / "notebooks" / f"{CHAPTERS[stage]}.ipynb" for stage in READERS]
+    }
     status, said = finish(outputs, "--study", "smoke")
     assert status == 0 and "missing" not in said and "stale" not in said
     assert {path: path.stat().st_mtime_ns for path in kept} == kept

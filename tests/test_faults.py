@@ -20,7 +20,15 @@ from hybridlib.training.assemble import schedule_of
 from hybridlib.training.experiment import train
 
 FACTORS = dict(lr_spike=300.0, exploding_gradient=1e4, vanishing_gradient=1e6, wild_jump=50.0)
-KINDS = ["lr_spike", "exploding_gradient", "vanishing_gradient", "nan_gradient", "inf_gradient", "corrupt_batch", "wild_jump"]
+KINDS = [
+    "lr_spike",
+    "exploding_gradient",
+    "vanishing_gradient",
+    "nan_gradient",
+    "inf_gradient",
+    "corrupt_batch",
+    "wild_jump",
+]
 RECOVER_STEPS = 100
 SOUND_LR = 1e-3
 
@@ -57,7 +65,9 @@ def test_faults_are_detected_and_recovered_from(request, measured) -> None:
     measured.table("faults", rows)
     measured.table("traces", pd.concat(traces).to_dict("records"))
     worst = found.recovered_steps.max()
-    measured.add(faults=len(found), detection_rate=float(found.detected_steps.notna().mean()), recovery_steps_max=float(worst))
+    measured.add(
+        faults=len(found), detection_rate=float(found.detected_steps.notna().mean()), recovery_steps_max=float(worst)
+    )
     assert (found.detected_steps <= 1).all(), found
     assert (found.recovered_steps <= RECOVER_STEPS).all(), found
 

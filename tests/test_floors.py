@@ -7,8 +7,9 @@ import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
-from typing import Any, Iterator
+from typing import Any
 
 import nbformat
 import pytest
@@ -20,7 +21,9 @@ SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in [ROOT / "run_all.py", *sorted((ROOT / "hybridlib").rglob("*.py"))]
 }
-DOORS = {f"hybridlib.{name}": getattr(hybridlib, name).__module__ for name in hybridlib.__all__}  # `from hybridlib import Ridge`
+DOORS = {
+    f"hybridlib.{name}": getattr(hybridlib, name).__module__ for name in hybridlib.__all__
+}  # `from hybridlib import Ridge`
 
 
 def executed(node: ast.AST) -> Iterator[ast.AST]:
@@ -141,7 +144,9 @@ def in_a_fresh_process(code: str) -> Any:
     "code, loads", [("import hybridlib", []), ("from hybridlib import HybridOptimizer", ["torch"]), (DOOR, ["torch"])]
 )
 def test_the_door_loads_what_is_asked_for_and_no_more(code, loads):
-    loaded = in_a_fresh_process(f"{code}; import json, sys; print(json.dumps([m for m in {HEAVY} if m in sys.modules]))")
+    loaded = in_a_fresh_process(
+        f"{code}; import json, sys; print(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
+    )
     assert loaded == loads
 
 

@@ -12,8 +12,9 @@ compute something else from now on, raise `NUMERICS` in `hybridlib/training/__in
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -47,7 +48,8 @@ def predictor(name: str, **settings: Any) -> dict[str, Any]:
 FEATURES: dict[str, dict[str, Any]] = {
     "plain": PLAIN,
     "plain_uniform": PLAIN | dict(data="uniform", source=dict(kind="uniform")),
-    "plain_text": PLAIN | dict(data="text", source=dict(kind="text", tokenizer_vocab=300), model=TINY["model"] | dict(vocab_size=300)),
+    "plain_text": PLAIN
+    | dict(data="text", source=dict(kind="text", tokenizer_vocab=300), model=TINY["model"] | dict(vocab_size=300)),
     "plain_bf16": PLAIN | dict(precision="bf16"),
     "plain_accumulation": PLAIN | dict(accumulation=2),
     "plain_average": PLAIN | dict(read_out_steps=6),
@@ -67,7 +69,8 @@ FEATURES: dict[str, dict[str, Any]] = {
     "spectral_bf16": predictor("spectral", precision="bf16", embeddings=False, iterations=3),
     "polar": predictor("polar", gain=2.0, momentum=0.6, vector_gain=1.4),
     "polar_bf16": predictor("polar", precision="bf16", iterations=4, least=0.05),
-    "over_muon": predictor("nesterov", gain=0.7, momentum=0.3) | dict(optimizer=dict(name="muon", lr=0.01, lr_matrices=0.004)),
+    "over_muon": predictor("nesterov", gain=0.7, momentum=0.3)
+    | dict(optimizer=dict(name="muon", lr=0.01, lr_matrices=0.004)),
     "moments_decay": KEEP | dict(moments="decay"),
     "moments_reset": KEEP | dict(moments="reset"),
     "average": KEEP | dict(read_out_steps=4),
@@ -87,7 +90,10 @@ FEATURES: dict[str, dict[str, Any]] = {
 }
 EXTENSION = KEEP | dict(extend=2.0, predictor=dict(name="hold"))
 # Products in bf16 (Muon's own among them) round by instruction set; a spoilt run carries every rounding far.
-BF16, SPOILT = ("plain_bf16", "memory_optimized", "spectral_bf16", "polar_bf16", "muon", "over_muon"), ("lr_spike", "wild_jump")
+BF16, SPOILT = (
+    ("plain_bf16", "memory_optimized", "spectral_bf16", "polar_bf16", "muon", "over_muon"),
+    ("lr_spike", "wild_jump"),
+)
 LOOSER = dict.fromkeys([*BF16, *SPOILT], 2e-3)
 
 
@@ -133,7 +139,9 @@ def processor_model() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
         facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
         flags = hashlib.sha256(facts["flags"].encode()).hexdigest()[:12]
-        return " ".join([facts["model name"], *(facts[key] for key in ("cpu family", "model", "stepping")), f"flags {flags}"])
+        return " ".join(
+            [facts["model name"], *(facts[key] for key in ("cpu family", "model", "stepping")), f"flags {flags}"]
+        )
     except (OSError, KeyError):
         return provenance.processor()
 
@@ -147,7 +155,9 @@ def machine() -> dict[str, Any]:
 def test_torch_is_the_one_that_the_golden_runs_were_made_with() -> None:
     made, here = json.loads(MADE_BY.read_text())["versions"]["torch"], provenance.versions()["torch"]
     same = made.split(".")[:2] == here.split(".")[:2]
-    assert same, f"torch {here} is installed, golden trajectories were made by {made}: compare them, then raise NUMERICS or record again"
+    assert same, (
+        f"torch {here} is installed, golden trajectories were made by {made}: compare them, then raise NUMERICS or record again"
+    )
 
 
 @pytest.mark.parametrize("feature", COMPUTE)

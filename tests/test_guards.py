@@ -1,5 +1,6 @@
 """The divergence rule and the jump's gate, against their definitions."""
 
+import itertools
 import math
 from statistics import fmean
 
@@ -29,7 +30,7 @@ def test_what_is_not_finite_is_skipped_and_a_second_in_a_row_rolls_back(bad: flo
 
 def test_the_threshold_is_six_deviations_or_half_a_nat() -> None:
     window = steady[-50:]
-    noise = math.sqrt(fmean((b - a) ** 2 for a, b in zip(window, window[1:])) / 2)
+    noise = math.sqrt(fmean((b - a) ** 2 for a, b in itertools.pairwise(window)) / 2)
     threshold = fmean(window) + max(6 * noise, 0.5)
     assert filled(steady).judge(threshold - 1e-9, 1.0) == "sound"
     assert filled(steady).judge(threshold + 1e-9, 1.0) == "high"
@@ -70,7 +71,9 @@ def test_the_first_steps_after_a_jump_are_held_to_its_probe_and_left_out_of_the_
     monitor.jumped(mean + 3.0)
     assert monitor.judge(mean, 1e9) == "skip"
     monitor.jumped(mean - 1.0)
-    assert monitor.judge(mean + 0.4, 1.0) == "sound", "a good jump raises no alarm on a batch that is harder than its probe"
+    assert monitor.judge(mean + 0.4, 1.0) == "sound", (
+        "a good jump raises no alarm on a batch that is harder than its probe"
+    )
 
 
 @pytest.mark.parametrize("factor", [1e-4, 1e4])

@@ -3,8 +3,9 @@
 import copy
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import pytest
 import yaml
@@ -23,7 +24,9 @@ NOTEBOOK = (ROOT / "notebooks" / f"{TRAINING}.ipynb").read_text()
 SHARES = dict(values=0.5, text=0.3, corpora=0.15, notebooks=0.05)
 
 scalars = st.none() | st.booleans() | st.integers(-3, 10**6) | st.floats() | st.text(max_size=12)
-hostile = st.sampled_from(["../../x", "/etc/passwd", "a/b", "~", ".", "..", "\0", "x" * 300, "!!python/object:os.system", "${HOME}", "nan"])
+hostile = st.sampled_from(
+    ["../../x", "/etc/passwd", "a/b", "~", ".", "..", "\0", "x" * 300, "!!python/object:os.system", "${HOME}", "nan"]
+)
 anything = st.recursive(
     scalars | hostile,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8) | hostile, inner, max_size=3),
@@ -38,7 +41,9 @@ texts = st.tuples(st.sampled_from(["", LONG]), st.text(max_size=60)).map(lambda 
 def places(content: Any, above: tuple = ()) -> list[tuple]:
     """The path of every value in nested mappings and lists."""
     inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
-    return [above + (key,) for key, _ in inner] + [place for key, value in inner for place in places(value, above + (key,))]
+    return [(*above, key) for key, _ in inner] + [
+        place for key, value in inner for place in places(value, (*above, key))
+    ]
 
 
 PLACES = places(WHOLE)
@@ -109,7 +114,9 @@ def outcomes() -> Counter:
         ("notebooks", spliced(NOTEBOOK), "broken.ipynb", inspect),
     ],
 )
-def test_an_input_is_used_or_refused_in_words(request, tmp_path, monkeypatch, outcomes, kind, given_, name, use: Callable) -> None:
+def test_an_input_is_used_or_refused_in_words(
+    request, tmp_path, monkeypatch, outcomes, kind, given_, name, use: Callable
+) -> None:
     monkeypatch.setattr(corpus, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(chapters, "NOTEBOOKS", tmp_path)
     unexpected: list[tuple[str, bytes | str]] = []

@@ -21,7 +21,9 @@ def test_presets_have_the_published_sizes(preset: str) -> None:
     published = {"nano": 0.99e6, "small": 124.4e6, "medium": 354.8e6}
     assert parameter_count(Model(preset=preset)) == pytest.approx(published[preset], rel=0.005)
     with torch.device("meta"):
-        assert parameter_count(Model(preset=preset)) == sum(w.numel() for w in build(Model(preset=preset), 0).parameters())
+        assert parameter_count(Model(preset=preset)) == sum(
+            w.numel() for w in build(Model(preset=preset), 0).parameters()
+        )
 
 
 def test_flops_agree_with_torchs_own_count() -> None:

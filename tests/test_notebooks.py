@@ -79,7 +79,9 @@ def test_a_chapter_writes_through_show_and_keep_alone(name):
 
 
 def shown(name: str) -> list[ast.Call]:
-    calls = [node for cell in code(read(name)) for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)]
+    calls = [
+        node for cell in code(read(name)) for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)
+    ]
     return [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "show"]
 
 
@@ -87,7 +89,9 @@ def test_a_name_is_shown_by_one_chapter_and_the_report_shows_again_only_such():
     made = [call.args[1].value for name in NAMES for call in shown(name) if len(call.args) > 1]
     assert len(made) == len(set(made)), [name for name in set(made) if made.count(name) > 1]
     again = {name: [call.args[0].value for call in shown(name) if len(call.args) == 1] for name in NAMES}
-    assert len(again["09_report"]) > 30 and not [wanted for names in again.values() for wanted in names if wanted not in made]
+    assert len(again["09_report"]) > 30 and not [
+        wanted for names in again.values() for wanted in names if wanted not in made
+    ]
 
 
 def test_no_cell_of_the_report_stands_in_another_chapter():
@@ -95,7 +99,11 @@ def test_no_cell_of_the_report_stands_in_another_chapter():
         return ast.unparse(ast.parse(cell.source)) if cell.cell_type == "code" else " ".join(cell.source.split())
 
     def own(name: str) -> set[str]:
-        return {normal(cell) for cell in read(name).cells if "parameters" not in cell.metadata.get("tags", []) and not bare(cell)}
+        return {
+            normal(cell)
+            for cell in read(name).cells
+            if "parameters" not in cell.metadata.get("tags", []) and not bare(cell)
+        }
 
     def bare(cell: nbformat.NotebookNode) -> bool:
         return cell.cell_type == "markdown" and "\n" not in cell.source  # a heading

@@ -115,7 +115,11 @@ def test_everything_imported_is_a_direct_dependency_and_the_other_way_round():
     for node in (node for text in code for node in ast.walk(ast.parse(text))):
         modules |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
         modules |= {node.module} if isinstance(node, ast.ImportFrom) else set()
-    top = {name.split(".")[0] for name in modules} - set(sys.stdlib_module_names) - {"hybridlib", "run_all", "conftest", "tiny", "chapter"}
+    top = (
+        {name.split(".")[0] for name in modules}
+        - set(sys.stdlib_module_names)
+        - {"hybridlib", "run_all", "conftest", "tiny", "chapter"}
+    )
     owners = packages_distributions()
     imported = {canonicalize_name(owners[name][0]) for name in top}
     assert imported - names(DIRECT) == set()

@@ -1,5 +1,7 @@
 """The state machine: order, lengths, shares, and what a rejected jump or a rollback does to it."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +32,7 @@ def test_phases_follow_each_other_as_the_method_says(schedule: PhaseSchedule) ->
     after = {Phase.WARMUP: {Phase.FULL}, Phase.FULL: {Phase.PREDICT, Phase.FULL},
              Phase.PREDICT: {Phase.CORRECT}, Phase.CORRECT: {Phase.FULL}}  # fmt: skip
     states = list(schedule.unroll())
-    for this, following in zip(states, states[1:]):
+    for this, following in itertools.pairwise(states):
         if following.index == 0:
             assert this.index == this.length - 1 and following.phase in after[this.phase]
         else:

@@ -126,7 +126,9 @@ def test_drift_averages_away_what_alternates() -> None:
         torch.testing.assert_close(weight, s + 2.4, rtol=0, atol=0.1)
 
 
-@pytest.mark.parametrize("name, rates", [("ridge", [0.9]), ("ridge", [0.95, 0.6]), ("dmd", [0.9]), ("dmd", [0.97, 0.7, -0.5])])
+@pytest.mark.parametrize(
+    "name, rates", [("ridge", [0.9]), ("ridge", [0.95, 0.6]), ("dmd", [0.9]), ("dmd", [0.97, 0.7, -0.5])]
+)
 def test_ridge_and_dmd_are_exact_on_geometric_modes(name: str, rates: list[float]) -> None:
     options = dict(penalty=1e-9) if name == "ridge" else dict(cutoff=1e-6)
     weights, predictor = some_weights(), make_predictor(name, **options)

@@ -24,7 +24,9 @@ def parameters(**changes) -> dict:
 
 def test_a_record_is_judged_by_parameters_and_numerics_alone() -> None:
     assert progress.why_stale(run(), facts()) == ""
-    assert progress.is_current(run(), facts(lock_sha256="of other packages", device="another", code=dict(commit="other")))
+    assert progress.is_current(
+        run(), facts(lock_sha256="of other packages", device="another", code=dict(commit="other"))
+    )
     assert progress.is_current(run(study="elsewhere", about="other words", role="control"), facts())
 
 
@@ -51,9 +53,18 @@ def test_a_default_that_changed_since_is_seen(monkeypatch: pytest.MonkeyPatch) -
         (dict(parameters=parameters(steps=65)), "steps was 65, today's is 64"),
         (dict(parameters=parameters(steps=65, seq_len=8)), "steps was 65, today's is 64, and 1 more differ"),
         (dict(parameters=parameters(schedule=None, predictor=None)), "schedule was None, today's is {'warmup': 4"),
-        (dict(parameters=parameters(predictor=dict(name="spectral", gain=2.5))), "predictor.gain was 2.5, today's is None"),
-        (dict(parameters=parameters(colour="blue")), "today's schema refuses its colour: Extra inputs are not permitted"),
-        (dict(parameters=parameters(predictor=dict(name="oracle"))), "today's schema refuses its predictor: no predictor 'oracle'"),
+        (
+            dict(parameters=parameters(predictor=dict(name="spectral", gain=2.5))),
+            "predictor.gain was 2.5, today's is None",
+        ),
+        (
+            dict(parameters=parameters(colour="blue")),
+            "today's schema refuses its colour: Extra inputs are not permitted",
+        ),
+        (
+            dict(parameters=parameters(predictor=dict(name="oracle"))),
+            "today's schema refuses its predictor: no predictor 'oracle'",
+        ),
         (dict(parameters=None), "today's schema refuses its parameters"),
     ],
 )

@@ -14,7 +14,17 @@ from hybridlib.analysis.load import read_records
 from hybridlib.analysis.rules import read_rules
 from hybridlib.analysis.show import PIPELINE, Show
 
-READING = ["00_question", "06_benchmark", "04_memory", "08_ablation", "07_stress", "12_speed", "10_research", "11_failures", "09_report"]
+READING = [
+    "00_question",
+    "06_benchmark",
+    "04_memory",
+    "08_ablation",
+    "07_stress",
+    "12_speed",
+    "10_research",
+    "11_failures",
+    "09_report",
+]
 JUDGING = ["00_question", "06_benchmark", "08_ablation", "09_report"]  # they compare arms
 DRAWN = ["loss_by_step", "loss_by_seconds", "training_loss", "gradient_norms", "step_times", "speedup", "quality", "phase_timeline",
          "jumps", "memory_by_phase", "ablation_ladder", "verdict_overview"]  # fmt: skip
@@ -78,7 +88,11 @@ def test_without_records_all_is_empty_and_said_so(tmp_path) -> None:
     found = executed(made(tmp_path, arms=[]), READING)
     shown = found["09_report"].shown
     assert {name for name, one in shown.items() if one.kind == "figure" and not one.empty} == set()
-    assert [name for name in ("summary", "speed_tests", "quality_changes", "phases", "memory", "runs") if not shown[name].empty] == []
+    assert [
+        name
+        for name in ("summary", "speed_tests", "quality_changes", "phases", "memory", "runs")
+        if not shown[name].empty
+    ] == []
     assert len(shown["quality_tests"].content["columns"]) == 9
     said = " ".join([*(one.content for one in shown.values() if one.kind == "text"), found["09_report"].said])
     assert "There are no records." in said and " nan" not in said
@@ -89,8 +103,14 @@ def test_without_records_all_is_empty_and_said_so(tmp_path) -> None:
     ("what", "says"),
     [
         (dict(seeds=SEEDS[:1]), "no complete pair with the baseline for seed 2, 3"),
-        (dict(arms=[arm for arm in ARMS if arm != "baseline"]), "No pair of runs of hybrid and baseline on text is complete."),
-        (dict(arms=[arm for arm in ARMS if arm != "hold"]), "What skipping alone costs is not known: `hold` on `text` has no runs"),
+        (
+            dict(arms=[arm for arm in ARMS if arm != "baseline"]),
+            "No pair of runs of hybrid and baseline on text is complete.",
+        ),
+        (
+            dict(arms=[arm for arm in ARMS if arm != "hold"]),
+            "What skipping alone costs is not known: `hold` on `text` has no runs",
+        ),
         (dict(late=("hybrid", "memory_optimized")), "was not measured"),
     ],
 )
@@ -124,12 +144,16 @@ def test_percentiles_are_pandas_own(benchmark) -> None:
 
 def test_speed_says_not_reached(fake, tmp_path, monkeypatch) -> None:
     records = read_records(fake.name, fake.outputs)
-    late = records.runs.assign(time_to_target_s=records.runs.time_to_target_s.where(records.runs.arm != "hold", math.inf))
+    late = records.runs.assign(
+        time_to_target_s=records.runs.time_to_target_s.where(records.runs.arm != "hold", math.inf)
+    )
     row = aside(fake, tmp_path, monkeypatch, replace(records, runs=late)).table("speed_tests", "arm").loc["hold"]
     assert row["time to target"] == "not reached" and row["never reached"] == "3 of 3"
 
 
-def test_a_baseline_that_slows_down_is_named_and_its_speedup_given_without_it(fake, benchmark, tmp_path, monkeypatch) -> None:
+def test_a_baseline_that_slows_down_is_named_and_its_speedup_given_without_it(
+    fake, benchmark, tmp_path, monkeypatch
+) -> None:
     assert benchmark.shown["steadiness"].content.startswith("Every run on `text` kept its pace")
     records = read_records(fake.name, fake.outputs)
     slowed = (records.runs.arm == "baseline") & (records.runs.seed == 2)
@@ -151,7 +175,9 @@ def test_sentences_follow_the_records(benchmark) -> None:
     shown = benchmark.shown
     assert "bounded by S" in shown["speed_bound"].content
     assert shown["missing_runs"].content == "No planned run is missing."
-    assert shown["provenance"].content.startswith("15 runs, made between 2026-01-01T00:00 and 2026-01-01T00:01 UTC on cpu: by hand")
+    assert shown["provenance"].content.startswith(
+        "15 runs, made between 2026-01-01T00:00 and 2026-01-01T00:01 UTC on cpu: by hand"
+    )
 
 
 # --- the ablation
@@ -162,7 +188,9 @@ def test_ladder_and_interactions_by_hand(tmp_path, monkeypatch) -> None:
                  memory_optimized=200.0)  # fmt: skip
     base = dict(data="text", steps=10, batch_size=1, seq_len=1, held_out_loss=4.0, peak_mb_run=100.0, peak_mb_predict=50.0,
                 nominal_steps=10, divergences=0)  # fmt: skip
-    runs = pd.DataFrame([base | dict(arm=arm, seed=s, nominal_tokens_per_s=rate * s) for arm, rate in rates.items() for s in (1, 2)])
+    runs = pd.DataFrame(
+        [base | dict(arm=arm, seed=s, nominal_tokens_per_s=rate * s) for arm, rate in rates.items() for s in (1, 2)]
+    )
     found = run_chapter("08_ablation", FakeStudy(tmp_path), monkeypatch, runs=runs)
     assert found.shown["ablation"].frame.speedup.tolist() == ["2×", "1.08×", "0.900×", "0.950×", "1×", "1.20×"]
     values = [effect.value for effect in found.names["interactions"].values()]
@@ -187,7 +215,9 @@ def test_reliability_stands_beside_its_promises_and_the_worst_cases_are_shown(tm
     results.mkdir(parents=True)
     (results / "reliability.json").write_text(json.dumps(dict(kills=100, inputs_fuzzed=10000, detection_rate=1.0)))
     kinds = ["nan_gradient"] * 2 + ["corrupt_batch"]
-    faults = pd.DataFrame(dict(kind=kinds, seed=[1, 2, 1], step=9, detected_steps=[0, 1, None], recovered_steps=[1, 7, None]))
+    faults = pd.DataFrame(
+        dict(kind=kinds, seed=[1, 2, 1], step=9, detected_steps=[0, 1, None], recovered_steps=[1, 7, None])
+    )
     faults.to_csv(results / "reliability_faults.csv", index=False)
     kills = pd.DataFrame(dict(kill=[1, 2, 3], place=["jump", "full", "jump"], resumed=[False, True, True], study="x"))
     kills.to_csv(results / "reliability_kills.csv", index=False)
@@ -216,7 +246,9 @@ def test_the_answer_follows_the_verdicts(fake, report, tmp_path, monkeypatch) ->
 
 def test_thresholds_name_demand_value_and_verdict(report) -> None:
     found = report.table("thresholds", "metric")
-    assert found.hybrid["throughput"].startswith("≥ 1.5× (acceptable ≥ 1.3): 1.9") and found.hybrid["throughput"].endswith("PASS")
+    assert found.hybrid["throughput"].startswith("≥ 1.5× (acceptable ≥ 1.3): 1.9") and found.hybrid[
+        "throughput"
+    ].endswith("PASS")
     assert found.memory_optimized["memory in Predict"] == "≤ 60 %: 60 %, PASS"
     assert found.hybrid["divergences per 1000 steps"] == "≤ 0 (acceptable ≤ 1): 0, PASS"
 
@@ -229,7 +261,9 @@ def test_power_of_a_source_is_that_hold_misses_there(report, tmp_path) -> None:
 
 def test_the_report_writes_its_results_for_programs(report) -> None:
     content = json.loads((report.folder / "results.json").read_text())
-    assert content == json.loads(json.dumps(report.names["results"])) and list(content["criteria"]) == list(read_rules().criteria)
+    assert content == json.loads(json.dumps(report.names["results"])) and list(content["criteria"]) == list(
+        read_rules().criteria
+    )
 
 
 def test_the_report_shows_every_part_and_says_what_no_chapter_made(report) -> None:

@@ -16,15 +16,29 @@ def test_renewing_changes_the_block_alone() -> None:
     assert renewed(f"a\n{BEGIN}\nold\n{END}\nz", "new") == f"a\n{BEGIN}\nnew\n{END}\nz"
 
 
-@pytest.mark.parametrize("folder", ["hybridlib/method", "hybridlib/training", "hybridlib/study", "hybridlib/analysis", "hybridlib/benchmark", "params"])
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "hybridlib/method",
+        "hybridlib/training",
+        "hybridlib/study",
+        "hybridlib/analysis",
+        "hybridlib/benchmark",
+        "params",
+    ],
+)
 def test_its_tree_names_every_file(folder: str) -> None:
     tree = README.split("## Tree")[1]
-    files = [p.name for pattern in ("*.py", "*.yaml") for p in (ROOT / folder).glob(pattern) if not p.stem.startswith("__")]
+    files = [
+        p.name for pattern in ("*.py", "*.yaml") for p in (ROOT / folder).glob(pattern) if not p.stem.startswith("__")
+    ]
     assert files and not [name for name in files if name not in tree]
 
 
 def test_its_tree_names_every_predictor_and_no_file_that_is_not_there() -> None:
     tree = README.split("## Tree")[1]
     assert all(p.stem in tree for p in (ROOT / "hybridlib" / "method" / "predictors").glob("[a-z]*.py"))
-    named = [word for line in tree.splitlines() for word in line.split()[:1] if word.endswith(".py") and "*" not in word]
+    named = [
+        word for line in tree.splitlines() for word in line.split()[:1] if word.endswith(".py") and "*" not in word
+    ]
     assert not [name for name in named if not list(ROOT.glob(name)) + list((ROOT / "hybridlib").rglob(name))]

@@ -106,7 +106,9 @@ def test_the_optimizer_is_the_algorithm(lengths: tuple[int, int, int, int, int])
     assert wanted.keys() <= found.keys() and len(wanted) > 4 and max(found) == lengths[-1]
     for taken, weights in wanted.items():
         for name, weight in weights.items():
-            torch.testing.assert_close(found[taken][name], weight, rtol=1e-6, atol=1e-9, msg=lambda m: f"{name} after {taken}: {m}")
+            torch.testing.assert_close(
+                found[taken][name], weight, rtol=1e-6, atol=1e-9, msg=lambda m: f"{name} after {taken}: {m}"
+            )
 
 
 @pytest.mark.parametrize(
@@ -122,5 +124,7 @@ def test_the_last_predict_is_shortened_so_that_its_correct_ends_the_run() -> Non
     """50 steps after a warm-up of 3 are three cycles of 12 and a last one of 4 + 5 + 2."""
     assert phases(WARMUP, FULL, PREDICT, CORRECT, TOTAL)[-3:] == [("full", 4), ("predict", 5), ("correct", 2)]
     states = list(PhaseSchedule(WARMUP, FULL, PREDICT, CORRECT, TOTAL).unroll())
-    counted = [(phase, length) for phase, length in phases(WARMUP, FULL, PREDICT, CORRECT, TOTAL) for _ in range(length)]
+    counted = [
+        (phase, length) for phase, length in phases(WARMUP, FULL, PREDICT, CORRECT, TOTAL) for _ in range(length)
+    ]
     assert [(str(state.phase), state.length) for state in states] == counted

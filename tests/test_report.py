@@ -50,7 +50,9 @@ def study(tmp_path_factory) -> Iterator[Path]:
     chart = alt.Chart(losses, width=400, height=200).mark_line().encode(x="step", y="loss", color="arm")
     frame = pd.DataFrame({"arm": ["memory_optimized", "hold"], "Δloss (%)": ["0.5 ± 0.1", "<script>5 & 6"]})
     cells = [
-        new_markdown_cell(f"## Summary of {CHARACTERS}\n\nPlain `code_α` and $p < \\alpha$; **C1**.\n\n| a | b |\n|--|--|\n| 1 | 2 |"),
+        new_markdown_cell(
+            f"## Summary of {CHARACTERS}\n\nPlain `code_α` and $p < \\alpha$; **C1**.\n\n| a | b |\n|--|--|\n| 1 | 2 |"
+        ),
         shown(chart, "loss", CAPTION, folder),
         shown(chart, "again", "A second figure", folder),
         shown(frame, "arms", "Arms & more", folder),
@@ -93,7 +95,9 @@ def test_the_same_notebook_gives_the_same_bytes(study):
 
 def test_html_stands_alone(study):
     html = (study / "report.html").read_text()
-    tags = re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", re.sub(r"(<script>).*?(</script>)", r"\1\2", html, flags=re.S))
+    tags = re.findall(
+        r"<(?:script|link|img|iframe)\b[^>]*>", re.sub(r"(<script>).*?(</script>)", r"\1\2", html, flags=re.S)
+    )
     loaded = [where for tag in tags for where in re.findall(r'(?:src|href)="([^"]*)"', tag)]
     assert all(where.startswith("data:image/png;base64,") for where in loaded)
     assert "@import" not in html and "url(http" not in html

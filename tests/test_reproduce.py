@@ -56,13 +56,21 @@ def test_the_pair_is_trained_again_beside_its_records_and_is_equal(little: Study
     assert found["agree"] and [row["weights_equal"] for row in found["runs"]] == [True, True]
     assert contents(folder / "runs") == before
 
-    made = {run.id: RunFolder(folder / "reproduced" / "runs" / run.id).facts["ended_at"] for run in reproduce.pair(little)}
+    made = {
+        run.id: RunFolder(folder / "reproduced" / "runs" / run.id).facts["ended_at"] for run in reproduce.pair(little)
+    }
     (folder / "reproduced" / "runs" / "hybrid-markov-s3" / "run.json").unlink()  # as a start that was cut off leaves it
     assert saying(reproduce.reproduce, little, "cpu")[0]
-    assert RunFolder(folder / "reproduced" / "runs" / "baseline-markov-s3").facts["ended_at"] == made["baseline-markov-s3"]
+    assert (
+        RunFolder(folder / "reproduced" / "runs" / "baseline-markov-s3").facts["ended_at"] == made["baseline-markov-s3"]
+    )
     agree, said = saying(reproduce.verify, little, 1, 7, "cpu")
     again = saying(reproduce.verify, little, 1, 7, "cpu")[1]
-    assert agree and "1 of 2 complete runs, chosen by --choice 7" in said and said.split("Training")[0] == again.split("Training")[0]
+    assert (
+        agree
+        and "1 of 2 complete runs, chosen by --choice 7" in said
+        and said.split("Training")[0] == again.split("Training")[0]
+    )
     assert contents(folder / "runs") == before
 
 
@@ -74,7 +82,10 @@ def test_without_records_there_is_nothing_to_reproduce(little: Study, tmp_path: 
 
 
 def test_a_run_that_cannot_be_trained_is_named(little: Study) -> None:
-    run = reproduce.again(reproduce.pair(little)[0], source=little.sources["markov"].model_copy(update=dict(kind="text", paths=["nowhere"])))
+    run = reproduce.again(
+        reproduce.pair(little)[0],
+        source=little.sources["markov"].model_copy(update=dict(kind="text", paths=["nowhere"])),
+    )
     with pytest.raises(reproduce.CannotTrain, match="baseline-markov-s3 could not be trained: .*nowhere"):
         reproduce.train_alone(run, "cpu")
 
@@ -91,7 +102,9 @@ def test_a_run_that_cannot_be_trained_is_named(little: Study) -> None:
 def test_the_verdict_depends_on_how_far_the_final_losses_are_apart(fake_study, gap_nats, device, agrees, said) -> None:
     facts = dict(weights_sha256="a") | (dict(device=device) if device else {})
     fake_study.rewrite("hold", 3, weights_sha256="a")
-    fake_study.rewrite("sham", 3, **facts) if not gap_nats else fake_study.rewrite("sham", 3, gap_nats=gap_nats, **facts)
+    fake_study.rewrite("sham", 3, **facts) if not gap_nats else fake_study.rewrite(
+        "sham", 3, gap_nats=gap_nats, **facts
+    )
     then, now = (RunFolder(fake_study.folder / "runs" / f"{arm}-text-s3") for arm in ("hold", "sham"))
     rows = [reproduce.compare("hold-text-s3", then, now)]
     assert reproduce.agree(rows) == agrees

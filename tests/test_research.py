@@ -18,7 +18,9 @@ def curve(*losses: float) -> pd.DataFrame:
     return pd.DataFrame(dict(step=steps, real_steps=steps, train_s=steps, held_out_loss=losses))
 
 
-def trial(sweep: str, name: str, loss: float, real_steps: int = 15, steps: int = 40, predictor: str | None = "spectral") -> dict:
+def trial(
+    sweep: str, name: str, loss: float, real_steps: int = 15, steps: int = 40, predictor: str | None = "spectral"
+) -> dict:
     row = dict.fromkeys(COLUMNS, 0.0) | dict.fromkeys(RATIOS, math.nan)  # unknown until there is a baseline
     named = dict(sweep=sweep, trial=name, about="", seed=1, predictor=predictor)
     return row | named | dict(steps=steps, real_steps=real_steps, held_out_loss=loss, speedup=2.0)
@@ -26,7 +28,11 @@ def trial(sweep: str, name: str, loss: float, real_steps: int = 15, steps: int =
 
 def test_a_trial_against_its_sweeps_baseline() -> None:
     evals = {("carry_x", "baseline", 1): curve(5.0, 4.0, 3.0, 2.5)}
-    rows = [trial("carry_x", "baseline", 2.5, 40, predictor=None), trial("carry_x", "hybrid", 2.9), trial("carry_x", "better", 2.0)]
+    rows = [
+        trial("carry_x", "baseline", 2.5, 40, predictor=None),
+        trial("carry_x", "hybrid", 2.9),
+        trial("carry_x", "better", 2.0),
+    ]
     found = with_baselines(pd.DataFrame(rows), evals).set_index("trial")
     assert found.delta_pct["hybrid"] == pytest.approx(16)
     assert found.hold_loss["hybrid"] == 4.5, "the baseline at 15 steps"
@@ -91,14 +97,23 @@ def test_peers_stand_beside_the_same_seeds_arm(fake_study, monkeypatch) -> None:
     executed = run_chapter("10_research", fake_study, monkeypatch, records=replace(records, runs=runs))
     mine, theirs = (runs[runs.arm == arm].set_index("seed") for arm in ("hybrid", "sham"))
     for row in executed.names["against"].itertuples():
-        assert row.behind_pct == pytest.approx(100 * (theirs.held_out_loss[row.seed] / mine.held_out_loss[row.seed] - 1))
+        assert row.behind_pct == pytest.approx(
+            100 * (theirs.held_out_loss[row.seed] / mine.held_out_loss[row.seed] - 1)
+        )
         assert row.time_ratio == pytest.approx(theirs.train_s[row.seed] / mine.train_s[row.seed])
     assert executed.shown["peers"].frame["hybrid better in"].tolist() == ["3 of 3"]
 
 
 def test_ways_to_flatten_are_held_to_the_frozen_one_seed_by_seed(fake_study, monkeypatch) -> None:
-    rows = [trial("flattening", name, loss, 20, steps=60) | dict(seed=seed, equivalents=equivalents) for name, seed, loss, equivalents in (
-        ("spectral-5", 1, 4.0, 24), ("spectral-5", 2, 5.0, 24), ("polar-3", 1, 4.5, 22), ("polar-3", 2, 3.75, 22))]
+    rows = [
+        trial("flattening", name, loss, 20, steps=60) | dict(seed=seed, equivalents=equivalents)
+        for name, seed, loss, equivalents in (
+            ("spectral-5", 1, 4.0, 24),
+            ("spectral-5", 2, 5.0, 24),
+            ("polar-3", 1, 4.5, 22),
+            ("polar-3", 2, 3.75, 22),
+        )
+    ]
     baseline = trial("flattening", "baseline", 4.5, 60, steps=60, predictor=None)
     found = Research(pd.DataFrame([*rows, baseline]), [])
     nothing = replace(found, trials=found.trials.head(0))
@@ -111,13 +126,19 @@ def test_ways_to_flatten_are_held_to_the_frozen_one_seed_by_seed(fake_study, mon
 @pytest.mark.parametrize("steps", [1000, 40])
 def test_gains_by_size_are_of_like_runs_alone(fake_study, monkeypatch, steps) -> None:
     alike = dict(steps=steps, tokens_a_step=64, tokenizer_vocab=512)
-    executed = run_chapter("10_research", fake_study, monkeypatch, alike=alike) if steps == 40 else run_chapter("10_research", fake_study, monkeypatch)
+    executed = (
+        run_chapter("10_research", fake_study, monkeypatch, alike=alike)
+        if steps == 40
+        else run_chapter("10_research", fake_study, monkeypatch)
+    )
     gains = executed.names["gains"]
     if steps == 1000:
         assert gains.empty and executed.shown["by_size"].empty
         return
     assert sorted(gains.seed.unique()) == [1, 2, 3] and set(gains.arm) == {"hybrid", "hold"}
-    hybrid, plain = (RunFolder(fake_study.folder / "runs" / f"{arm}-text-s1").facts["summary"] for arm in ("hybrid", "baseline"))
+    hybrid, plain = (
+        RunFolder(fake_study.folder / "runs" / f"{arm}-text-s1").facts["summary"] for arm in ("hybrid", "baseline")
+    )
     mine = gains[(gains.seed == 1) & (gains.arm == "hybrid")].delta_pct.iloc[0]
     assert mine == pytest.approx(100 * (hybrid["held_out_loss"] / plain["held_out_loss"] - 1))
     assert (gains[gains.arm == "hold"].delta_pct > 1).all()

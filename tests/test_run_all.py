@@ -19,7 +19,9 @@ SMOKE = load_study("smoke")
 
 def command(*args: str, outputs: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"HYBRIDLIB_OUTPUTS": str(outputs)}
-    return subprocess.run([sys.executable, "run_all.py", *args], cwd=ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "run_all.py", *args], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
 
 
 def status(*args: str) -> int:
@@ -35,8 +37,14 @@ def training(jobs: list[Job]) -> list[Job]:
 
 def test_every_planned_run_is_a_job_and_every_stage_ends_with_its_chapter():
     jobs = plan(SMOKE, "smoke")
-    planned = {(stage, arm, data, seed) for stage, sweeps in SMOKE.plan.items() for sweep in sweeps
-               for arm in sweep.arms for data in sweep.data for seed in sweep.seeds or SMOKE.seeds}
+    planned = {
+        (stage, arm, data, seed)
+        for stage, sweeps in SMOKE.plan.items()
+        for sweep in sweeps
+        for arm in sweep.arms
+        for data in sweep.data
+        for seed in sweep.seeds or SMOKE.seeds
+    }
     first = [job for job in training(jobs) if not job.extends]
     assert {(job.stage, job.run.arm, job.run.data, job.run.seed) for job in first} == planned
     assert len(first) == len(planned)
@@ -50,7 +58,9 @@ def test_the_plan_is_a_pure_function():
 
 
 def test_seeds_come_in_blocks_and_the_seed_shuffles_the_arms():
-    jobs = [job for job in training(plan(load_study("cpu"), "cpu", only=["benchmark"], data=["text"])) if not job.extends]
+    jobs = [
+        job for job in training(plan(load_study("cpu"), "cpu", only=["benchmark"], data=["text"])) if not job.extends
+    ]
     seeds = [job.run.seed for job in jobs]
     assert seeds == sorted(seeds)
     orders = [[(job.run.arm, job.run.data) for job in jobs if job.run.seed == seed] for seed in sorted(set(seeds))]
@@ -69,13 +79,25 @@ def test_a_run_before_its_baseline_is_extended_after_it_and_no_other():
         assert (f"{job.name} (extend)" in at) == again, job.name
         if again:
             assert at[f"{job.name} (extend)"] > baseline
-            assert all(later.extends or later.run.seed != job.run.seed for later in jobs[at[f"{job.name} (extend)"]:]
-                       if later.stage == job.stage)
+            assert all(
+                later.extends or later.run.seed != job.run.seed
+                for later in jobs[at[f"{job.name} (extend)"] :]
+                if later.stage == job.stage
+            )
     assert any(job.extends for job in jobs)
 
 
-@pytest.mark.parametrize("chosen", [{}, {"arms": ["baseline", "hybrid"]}, {"data": ["text"]}, {"seeds": [43]},
-                                    {"only": ["stress"]}, {"arms": ["hybrid"], "data": ["text"], "seeds": [42]}])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"arms": ["baseline", "hybrid"]},
+        {"data": ["text"]},
+        {"seeds": [43]},
+        {"only": ["stress"]},
+        {"arms": ["hybrid"], "data": ["text"], "seeds": [42]},
+    ],
+)
 def test_a_choice_is_a_part_of_the_whole_plan_in_its_order(chosen):
     whole = [job.name for job in plan(SMOKE, "smoke")]
     part = plan(SMOKE, "smoke", **chosen)
@@ -84,8 +106,14 @@ def test_a_choice_is_a_part_of_the_whole_plan_in_its_order(chosen):
         assert job.run.arm in chosen.get("arms", [job.run.arm]) and job.run.seed in chosen.get("seeds", [job.run.seed])
 
 
-@pytest.mark.parametrize(("chosen", "said"), [({"arms": ["hybird"]}, "'hybird'.*baseline"), ({"data": ["prose"]}, "'prose'.*text"),
-                                              ({"seeds": [7]}, "7.*42, 43")])
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ({"arms": ["hybird"]}, "'hybird'.*baseline"),
+        ({"data": ["prose"]}, "'prose'.*text"),
+        ({"seeds": [7]}, "7.*42, 43"),
+    ],
+)
 def test_a_choice_of_nothing_is_refused(chosen, said):
     with pytest.raises(ValueError, match=said):
         plan(SMOKE, "smoke", **chosen)

@@ -62,10 +62,13 @@ def test_gradient_health_counts_explosions_and_vanishing() -> None:
     assert (row.explosion_pct, row.vanishing_pct) == (25.0, 25.0)
 
 
-@pytest.mark.parametrize("draw", [
-    lambda records: series.smoothed_lines(records.steps, "loss", "loss", width=5),
-    lambda records: series.phase_timeline(records.where(arm=["hybrid"]).steps),
-    lambda records: series.fault_recovery(series.around_fault(records.steps)),
-])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda records: series.smoothed_lines(records.steps, "loss", "loss", width=5),
+        lambda records: series.phase_timeline(records.where(arm=["hybrid"]).steps),
+        lambda records: series.fault_recovery(series.around_fault(records.steps)),
+    ],
+)
 def test_figures_that_chapters_share_survive_records_that_are_not_there(records, draw) -> None:
     assert "no records to draw" in str(draw(records.where(arm=["none"])).to_dict())

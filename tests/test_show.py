@@ -67,7 +67,11 @@ def test_the_report_shows_what_a_chapter_saved_with_a_link_to_it(show, displayed
     for name in ("figure", "table", "sentence"):
         show(name)
     figure, reading, table, link, sentence = displayed
-    assert [figure._repr_mimebundle_(), table._repr_mimebundle_(), sentence._repr_mimebundle_()] == [before[0], before[2], before[3]]
+    assert [figure._repr_mimebundle_(), table._repr_mimebundle_(), sentence._repr_mimebundle_()] == [
+        before[0],
+        before[2],
+        before[3],
+    ]
     assert reading.bundle["text/markdown"] == "Read it so, with {braces}. [Chapter 06, benchmark](06_benchmark.ipynb)."
     assert link.report["text/markdown"] == "[Chapter 06, benchmark](notebooks/06_benchmark.ipynb)."
 
@@ -130,7 +134,9 @@ def test_a_table_without_rows_is_a_row_of_dashes_and_empty() -> None:
 
 def test_a_figure_of_no_records_is_empty_and_one_of_some_is_not() -> None:
     losses = pd.DataFrame({"arm": ["hold"], "data": "text", "seed": 1, "step": [1], "real": 1, "loss": [4.0]})
-    shown = [made(smoothed_lines(frame, "loss", "loss"), "loss", "Loss", "Read", "") for frame in (losses, losses.head(0))]
+    shown = [
+        made(smoothed_lines(frame, "loss", "loss"), "loss", "Loss", "Read", "") for frame in (losses, losses.head(0))
+    ]
     assert [one.empty for one in shown] == [False, True]
     assert [one.said(link=True).empty for one in shown] == [False, True]
     assert "no records to draw" in json.dumps(shown[1].content)

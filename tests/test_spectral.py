@@ -1,6 +1,7 @@
 """Closed forms of outer Nesterov and of its flat spectrum, the best quintics, and the control that jumps as far elsewhere."""
 
-from typing import Sequence
+import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -74,7 +75,9 @@ def test_nesterov_is_the_published_recursion() -> None:
 
 
 @pytest.mark.parametrize("embeddings", [True, False])
-def test_spectral_moves_vectors_as_nesterov_does_with_a_gain_of_their_own_and_embeddings_if_asked(embeddings: bool) -> None:
+def test_spectral_moves_vectors_as_nesterov_does_with_a_gain_of_their_own_and_embeddings_if_asked(
+    embeddings: bool,
+) -> None:
     results = []
     own = dict(gain=2.0, vector_gain=0.9, embeddings=embeddings)
     for name, options in (("nesterov", dict(gain=0.9)), ("spectral", own)):
@@ -122,7 +125,9 @@ def test_the_gain_fades_towards_the_end() -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(2, 12), st.integers(2, 12), st.integers(0, 99))
-def test_flattening_keeps_singular_vectors_and_evens_the_values_at_their_mean(rows: int, columns: int, seed: int) -> None:
+def test_flattening_keeps_singular_vectors_and_evens_the_values_at_their_mean(
+    rows: int, columns: int, seed: int
+) -> None:
     matrix = torch.randn(1, rows, columns, generator=torch.Generator().manual_seed(seed))
     flat = by_muon(matrix)
     u, before, vh = torch.linalg.svd(matrix[0], full_matrices=False)
@@ -132,7 +137,9 @@ def test_flattening_keeps_singular_vectors_and_evens_the_values_at_their_mean(ro
     after = inside.diagonal()[large]
     assert after.max() / after.min() < 2.0, "all but the smallest singular values are within a factor of two"
     residual = matrix - flat
-    assert abs(float((residual * flat).sum())) < 1e-4 * float(matrix.square().sum()), "a projection: what is left is orthogonal"
+    assert abs(float((residual * flat).sum())) < 1e-4 * float(matrix.square().sum()), (
+        "a projection: what is left is orthogonal"
+    )
 
 
 def test_a_flat_matrix_is_its_own_flattened_form_and_a_thin_one_shrinks() -> None:
@@ -202,7 +209,7 @@ def test_no_quintic_near_the_best_is_better(low: float, which: int, change: floa
 def test_more_iterations_come_nearer_and_what_is_flat_stays_flat() -> None:
     s = np.linspace(0.01, 1.0, 5000)
     errors = [np.abs(through(best_quintics(n, 0.01), s) - 1).max() for n in range(1, 10)]
-    assert all(later <= earlier for earlier, later in zip(errors, errors[1:]) if earlier > 1e-9)
+    assert all(later <= earlier for earlier, later in itertools.pairwise(errors) if earlier > 1e-9)
     assert errors[2] < 0.28 and errors[-1] < 1e-9
 
 

@@ -22,6 +22,7 @@ def test_a_drift_of_the_machine_cancels_in_a_ratio_and_the_first_round_is_not_ke
             slower = 1 + next(turn) // 2  # each round slower than the one before
             taken.append(cost)
             return [cost * slower, cost * slower, 1e9]  # a hiccup, which a median forgets
+
         return run
 
     times = in_turns({"a": block(2.0), "b": block(1.0)}, rounds=4)

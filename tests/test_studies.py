@@ -166,22 +166,35 @@ def test_another_predictor_does_not_inherit_settings():
 
 def test_parameters_that_change_a_record_make_it_stale_and_descriptions_do_not(tmp_path):
     run = load(tmp_path, GOOD).run("hybrid", "text", 42)
-    for same in (changed("about", "other words"), changed("arms.hybrid.about", "other words"), changed("study", "other")):
+    for same in (
+        changed("about", "other words"),
+        changed("arms.hybrid.about", "other words"),
+        changed("study", "other"),
+    ):
         assert progress.is_current(load(tmp_path, same).run("hybrid", "text", 42), progress.identity(run))
-    for other in (changed("steps", 61), changed("sources.text.held_out_pct", 4.0), changed("arms.hybrid.precision", "bf16")):
+    for other in (
+        changed("steps", 61),
+        changed("sources.text.held_out_pct", 4.0),
+        changed("arms.hybrid.precision", "bf16"),
+    ):
         assert not progress.is_current(load(tmp_path, other).run("hybrid", "text", 42), progress.identity(run))
 
 
 scalars = st.none() | st.booleans() | st.integers(-5, 5000) | st.floats(allow_nan=True) | st.text(max_size=8)
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*GOOD, "kind", "like"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*GOOD, "kind", "like"]), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(changes=st.dictionaries(st.sampled_from([*Study.model_fields]), values, max_size=4), drop=st.sets(st.sampled_from([*GOOD])))
+@given(
+    changes=st.dictionaries(st.sampled_from([*Study.model_fields]), values, max_size=4),
+    drop=st.sets(st.sampled_from([*GOOD])),
+)
 def test_any_mapping_is_a_study_or_a_parameter_error(tmp_path, changes, drop):
     content = {key: value for key, value in (GOOD | changes).items() if key not in drop or key in changes}
     try:

@@ -38,7 +38,13 @@ def test_every_trial_is_a_possible_run_of_its_own(name: str) -> None:
 
 def test_tuning_sees_pilot_seeds_alone_and_gives_every_arm_as_many_trials() -> None:
     tuning = of("tuning_")
-    assert {name.removeprefix("tuning_") for name in tuning} >= {"hybrid", "adam_tuned", "muon", "schedule_free", "lookahead"}
+    assert {name.removeprefix("tuning_") for name in tuning} >= {
+        "hybrid",
+        "adam_tuned",
+        "muon",
+        "schedule_free",
+        "lookahead",
+    }
     assert all(set(sweep.seeds) <= set(STUDY.pilot_seeds) for sweep in tuning.values())
     assert len({len(sweep.trials()) for sweep in tuning.values()}) == 1
 

@@ -92,7 +92,9 @@ def test_what_is_no_file_is_left_out_in_words_or_refused_by_name(folder: Path, k
         read_texts([folder / "odd"])
 
 
-@pytest.mark.parametrize("path", ["/dev/null", "/dev/zero", "/dev/tty", "a\0b", "x" * 300, "\ud800", "", "/proc/self/mem"])
+@pytest.mark.parametrize(
+    "path", ["/dev/null", "/dev/zero", "/dev/tty", "a\0b", "x" * 300, "\ud800", "", "/proc/self/mem"]
+)
 def test_a_path_that_is_no_text_is_refused(path: str, folder: Path) -> None:
     with pytest.raises(CorpusError):
         read_texts([folder / path])

@@ -80,7 +80,9 @@ def test_offloading_changes_no_bit() -> None:
 
 
 @pytest.mark.parametrize("offload", [False, True])
-@pytest.mark.parametrize("steps", [2, 12, 13, 17])  # in Warmup, between Predict and Correct, in Correct, in the second Full phase
+@pytest.mark.parametrize(
+    "steps", [2, 12, 13, 17]
+)  # in Warmup, between Predict and Correct, in Correct, in the second Full phase
 @pytest.mark.parametrize("predictor", ["spectral", "linear", "sham"])
 def test_a_restored_trainer_goes_on_bitwise(predictor: str, steps: int, offload: bool) -> None:
     one, other = make(predictor=predictor, offload=offload), make(predictor=predictor, offload=offload)
@@ -102,7 +104,7 @@ def test_hold_is_plain_training_on_fewer_steps() -> None:
 def test_predicted_steps_compute_no_gradient_and_credit_no_tokens() -> None:
     trainer = make()
     for record in go(trainer, 60):
-        step, phase, real, loss, grad_norm, tokens, event = record
+        _step, phase, real, loss, grad_norm, _tokens, event = record
         assert real == (phase != "predict")
         if not real:
             assert grad_norm is None and (loss is not None) == ("jump" in event)

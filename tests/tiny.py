@@ -13,7 +13,10 @@ TINY = dict(
     source=dict(kind="markov"),
 )  # fmt: skip
 HYBRID = dict(
-    arm="hybrid", schedule=dict(warmup=4, full=4, predict=8, correct=3), predictor=dict(name="spectral"), memory="offload"
+    arm="hybrid",
+    schedule=dict(warmup=4, full=4, predict=8, correct=3),
+    predictor=dict(name="spectral"),
+    memory="offload",
 )
 
 

@@ -77,7 +77,9 @@ def phases() -> list[dict[str, Any]]:
         else:
             local = gradients(model, optimizer).item()
             optimizer.update()
-        seen.append(dict(phase=str(phase), loss=local, sha=sha(model), sent={key: SENT[key] - before[key] for key in SENT}))
+        seen.append(
+            dict(phase=str(phase), loss=local, sha=sha(model), sent={key: SENT[key] - before[key] for key in SENT})
+        )
     return seen
 
 

@@ -1,7 +1,7 @@
 """What an arm did to a figure, against the same data's baseline: one value a seed, an estimate with interval, its picture."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Iterable
 
 import altair as alt
 import pandas as pd
@@ -31,14 +31,20 @@ TARGET = dict(inverse=True, same=tuple(BATCH))
 METRICS = {
     "speedup": Metric("throughput", "×", "ratio", *2 * ["nominal_tokens_per_s"], "throughput ÷ baseline's (×)"),
     "steady_speedup": Metric("throughput at a steady pace", "×", "ratio", *2 * ["steady_tokens_per_s"]),
-    "time_to_target": Metric("time to target", "×", "ratio", *2 * ["time_to_target_s"], "baseline's time to target ÷ arm's (×)", **TARGET),
-    "steady_time_to_target": Metric("time to target at a steady pace", "×", "ratio", *2 * ["steady_time_to_target_s"], **TARGET),
+    "time_to_target": Metric(
+        "time to target", "×", "ratio", *2 * ["time_to_target_s"], "baseline's time to target ÷ arm's (×)", **TARGET
+    ),
+    "steady_time_to_target": Metric(
+        "time to target at a steady pace", "×", "ratio", *2 * ["steady_time_to_target_s"], **TARGET
+    ),
     "delta_loss_pct": Metric("Δloss", "%", "change", "held_out_loss", "held_out_loss", "Δloss (%)"),
     "delta_perplexity_pct": Metric("Δperplexity", "%", "change", "perplexity", "perplexity", "Δperplexity (%)"),
     "delta_train_loss_pct": Metric("Δtraining loss, last 100 steps", "%", "change", *2 * ["train_loss_last_100"]),
     "delta_loss_nats": Metric("Δloss", "nats", "difference", "held_out_loss", "held_out_loss"),
     "peak_memory_pct": Metric("peak memory", "%", "share", "peak_mb_run", "peak_mb_run", "peak memory (%)"),
-    "predict_memory_pct": Metric("memory in Predict", "%", "share", "peak_mb_predict", "peak_mb_run", "memory in Predict (%)"),
+    "predict_memory_pct": Metric(
+        "memory in Predict", "%", "share", "peak_mb_predict", "peak_mb_run", "memory in Predict (%)"
+    ),
     "divergences_per_1000": Metric("divergences per 1000 steps", "", "rate", "divergences", "nominal_steps"),
 }
 

@@ -58,7 +58,8 @@ def arms_table(results: dict[str, Any]) -> str:
 def verdicts_table(studies: list[dict[str, Any]]) -> str:
     """Return one row a criterion, one column a study: the verdict, and the value of the part that decides it."""
     rows = [
-        {"": name, "asks": rule.about} | {results["study"]: verdict_cell(results["criteria"][name]) for results in studies}
+        {"": name, "asks": rule.about}
+        | {results["study"]: verdict_cell(results["criteria"][name]) for results in studies}
         for name, rule in read_rules().criteria.items()
     ]
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)

@@ -33,7 +33,9 @@ class Research:
 
     trials: pd.DataFrame
     missing: list[str]
-    numerics: frozenset[int] = frozenset()  # under which they were made, which may be older than that of the study's runs
+    numerics: frozenset[int] = (
+        frozenset()
+    )  # under which they were made, which may be older than that of the study's runs
 
     def of(self, prefix: str) -> pd.DataFrame:
         """Return the trials of all sweeps whose names begin so, which the rest of the name then tells apart."""
@@ -103,7 +105,9 @@ def ratios(trial: Any, baseline: pd.DataFrame, own: pd.DataFrame | None) -> dict
     target, last = baseline.held_out_loss.iloc[-1], baseline.step.iloc[-1]
     final = target if last == trial.steps else np.nan
     hold = np.interp(trial.real_steps, baseline.real_steps, baseline.held_out_loss, right=np.nan)
-    out = dict(hold_loss=hold, hold_delta_pct=100 * (hold / final - 1), delta_pct=100 * (trial.held_out_loss / final - 1))
+    out = dict(
+        hold_loss=hold, hold_delta_pct=100 * (hold / final - 1), delta_pct=100 * (trial.held_out_loss / final - 1)
+    )
     if len(reached := baseline[baseline.held_out_loss <= trial.held_out_loss]):
         out["steps_worth"] = reached.real_steps.iloc[0]
     if own is not None and len(there := own[own.held_out_loss <= target]):

@@ -5,7 +5,19 @@ import numpy as np
 import pandas as pd
 
 from hybridlib.analysis.load import BASELINE, KEYS
-from hybridlib.analysis.theme import BLUE, ORANGE, PURPLE, SKY, VERMILLION, WIDTH, colour, drawn, in_order, small, thinned
+from hybridlib.analysis.theme import (
+    BLUE,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILLION,
+    WIDTH,
+    colour,
+    drawn,
+    in_order,
+    small,
+    thinned,
+)
 from hybridlib.study.records import PHASES
 
 BIN_STEPS = 25  # nominal steps that a smoothed curve's point stands for
@@ -19,8 +31,7 @@ def jumps(steps: pd.DataFrame) -> pd.DataFrame:
     """Return one row a jump, JUMP_COLUMNS: the mean training loss of the last real steps before it and at the end of the
     Correct phase after it, and the probe right after it. A rejected jump is undone before Correct."""
     rows = []
-    for key, run in steps.groupby(KEYS, sort=False):
-        run = run.sort_values("step")
+    for key, run in steps.sort_values("step", kind="stable").groupby(KEYS, sort=False):
         real = run[run.real == 1]
         jumped = run[run.event.str.contains("jump|rejected")]
         for row in jumped.itertuples():
@@ -73,7 +84,11 @@ def gradient_health(steps: pd.DataFrame) -> pd.DataFrame:
         norm, reference = part.grad_norm, real[(real.data == data) & (real.arm == BASELINE)].grad_norm.median()
         low, high = np.quantile(norm, [0.25, 0.75])
         reach = OUTLYING * (high - low)
-        shares = dict(outliers_pct=100.0 * ((norm > high + reach) | (norm < low - reach)).mean(), explosion_pct=np.nan, vanishing_pct=np.nan)
+        shares = dict(
+            outliers_pct=100.0 * ((norm > high + reach) | (norm < low - reach)).mean(),
+            explosion_pct=np.nan,
+            vanishing_pct=np.nan,
+        )
         if not np.isnan(reference):
             beyond, below = norm > EXPLODED * reference, norm < VANISHED * reference
             shares |= dict(explosion_pct=100.0 * beyond.mean(), vanishing_pct=100.0 * below.mean())
@@ -83,7 +98,12 @@ def gradient_health(steps: pd.DataFrame) -> pd.DataFrame:
 
 @drawn
 def smoothed_lines(
-    steps: pd.DataFrame, column: str, title: str, scale: alt.Scale | None = None, width: int = BIN_STEPS, by: str = "mean"
+    steps: pd.DataFrame,
+    column: str,
+    title: str,
+    scale: alt.Scale | None = None,
+    width: int = BIN_STEPS,
+    by: str = "mean",
 ) -> alt.Chart:
     """Draw a column of the real steps, a mean (or median) over `width` nominal steps, one line a run."""
     rows = small(thinned(smoothed(steps, column, width, by), KEYS))

@@ -26,7 +26,23 @@ PIPELINE = "HYBRIDLIB_PIPELINE"  # names the chapter that the pipeline executes;
 # JupyterLab draws Vega-Lite 5, of which these charts use nothing that version 6 changed.
 JUPYTERLAB_SCHEMA = "https://vega.github.io/schema/vega-lite/v5.20.1.json"
 VEGALITE = "application/vnd.vegalite.v5+json"
-LATEX = dict(zip("\\&%$#_{}~^", [r"\textbackslash{}", r"\&", r"\%", r"\$", r"\#", r"\_", r"\{", r"\}", r"\textasciitilde{}", r"\textasciicircum{}"]))
+LATEX = dict(
+    zip(
+        "\\&%$#_{}~^",
+        [
+            r"\textbackslash{}",
+            r"\&",
+            r"\%",
+            r"\$",
+            r"\#",
+            r"\_",
+            r"\{",
+            r"\}",
+            r"\textasciitilde{}",
+            r"\textasciicircum{}",
+        ],
+    )
+)
 WIDE_CHARACTERS = 28  # a column with longer cells is set as a paragraph
 LINEWIDTHS_A_CHARACTER = 0.0105  # in a table's font, about
 PNG_SCALE = 2
@@ -93,13 +109,25 @@ class Shown:
             page = text.style.hide(axis="index").set_caption(html.escape(self.caption)).format(escape="html")
             cells = text.map(lambda cell: cell.replace("|", "¦")).to_markdown(index=False, disable_numparse=True)
             forms = {"text/html": page.to_html(table_uuid=self.name), "text/latex": latex_table(text, self.caption)}
-            forms |= {"text/markdown": f"*{self.caption}*\n\n{cells}", "text/plain": f"{self.caption}\n{text.to_string(index=False)}"}
+            forms |= {
+                "text/markdown": f"*{self.caption}*\n\n{cells}",
+                "text/plain": f"{self.caption}\n{text.to_string(index=False)}",
+            }
             return Displayed(forms, self.caption, empty=self.empty)
         png, width_px = picture(self.content)
         share = min(1.0, width_px / TEXT_WIDTH_PX)
         graphics = rf"\includegraphics[width={share:.3f}\linewidth]{{shown/{self.name}.pdf}}"
-        lines = [r"\begin{figure}[H]", r"\centering", graphics, rf"\caption{{{escaped(self.caption)}}}", r"\end{figure}"]
-        report = {"text/latex": "\n".join(lines), "text/markdown": f"![{self.caption}](shown/{self.name}.png)\n\n*{self.caption}*"}
+        lines = [
+            r"\begin{figure}[H]",
+            r"\centering",
+            graphics,
+            rf"\caption{{{escaped(self.caption)}}}",
+            r"\end{figure}",
+        ]
+        report = {
+            "text/latex": "\n".join(lines),
+            "text/markdown": f"![{self.caption}](shown/{self.name}.png)\n\n*{self.caption}*",
+        }
         forms = {VEGALITE: self.content | {"$schema": JUPYTERLAB_SCHEMA}, "image/png": b64encode(png).decode()}
         forms |= {"text/plain": f"Figure {self.name}: {self.caption}"}
         return Displayed(forms, self.caption, report, self.empty)
@@ -194,7 +222,14 @@ def latex_table(text: pd.DataFrame, caption: str) -> str:
     body = text.map(escaped).set_axis(titles, axis=1)
     tabular = body.style.hide(axis="index").to_latex(column_format=columns, hrules=True).strip()
     shrunk = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
-    lines = [r"\begin{table}[H]", r"\centering\small", rf"\caption{{{escaped(caption)}}}", shrunk, tabular + "}", r"\end{table}"]
+    lines = [
+        r"\begin{table}[H]",
+        r"\centering\small",
+        rf"\caption{{{escaped(caption)}}}",
+        shrunk,
+        tabular + "}",
+        r"\end{table}",
+    ]
     return "\n".join(lines)
 
 

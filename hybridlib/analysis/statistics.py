@@ -5,7 +5,8 @@ their ratios or differences, one a seed.
 """
 
 import warnings
-from typing import Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pingouin as pg

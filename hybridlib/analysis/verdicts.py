@@ -43,7 +43,9 @@ class PartVerdict:
             why = f"{what}: no complete pair with the baseline for seed {', '.join(map(str, lacking))}."
             return cls(part, untested, INCONCLUSIVE, "", why)
         if found.n < 2:
-            return cls(part, untested, INCONCLUSIVE, "", f"{what}: {'one seed' if found.n else 'no run'}, two are needed.")
+            return cls(
+                part, untested, INCONCLUSIVE, "", f"{what}: {'one seed' if found.n else 'no run'}, two are needed."
+            )
         tests = {"ratio": lambda: found.p, "change": lambda: statistics.non_inferiority_p(values, part.threshold)}
         tested = untested._replace(p=tests.get(metric.form, lambda: math.nan)())
         met, shown = part.meets(found.value, part.threshold), metric.form not in tests or tested.p < alpha
@@ -58,7 +60,9 @@ class PartVerdict:
     def row(self, criterion: str) -> dict[str, Any]:
         """Return it as a row of PART_COLUMNS."""
         part, metric = self.part, METRICS[self.part.metric]
-        of = dict(criterion=criterion, arm=part.arm, data=part.data, metric=part.metric, label=metric.label, unit=metric.unit)
+        of = dict(
+            criterion=criterion, arm=part.arm, data=part.data, metric=part.metric, label=metric.label, unit=metric.unit
+        )
         asked = dict(threshold=part.threshold, acceptable=part.acceptable, stronger=part.exceeds, demand=part.text)
         return of | self.found._asdict() | asked | dict(verdict=self.verdict, grade=self.grade, why=self.why)
 
@@ -131,7 +135,11 @@ VERDICT_COLUMNS = ["criterion", "about", *(field.name for field in fields(Verdic
 def measured_parts(records: Records, rules: r.Rules) -> pd.DataFrame:
     """Return one row a measured part of a criterion, PART_COLUMNS."""
     measured = {name: rule for name, rule in rules.criteria.items() if isinstance(rule, r.MeasuredRule)}
-    rows = [PartVerdict.judge(part, records, rules.alpha).row(name) for name, rule in measured.items() for part in rule.parts]
+    rows = [
+        PartVerdict.judge(part, records, rules.alpha).row(name)
+        for name, rule in measured.items()
+        for part in rule.parts
+    ]
     frame = pd.DataFrame(rows, columns=PART_COLUMNS)
     return frame.astype({"acceptable": float, "stronger": float})
 
@@ -139,7 +147,11 @@ def measured_parts(records: Records, rules: r.Rules) -> pd.DataFrame:
 def verdicts(records: Records, rules: r.Rules) -> pd.DataFrame:
     """Return one row a criterion, VERDICT_COLUMNS."""
     criteria = rules.criteria.items()
-    found = {name: JUDGES[type(rule)](records, rules, rule) for name, rule in criteria if not isinstance(rule, r.ControlsRule)}
+    found = {
+        name: JUDGES[type(rule)](records, rules, rule)
+        for name, rule in criteria
+        if not isinstance(rule, r.ControlsRule)
+    }
     for name, p_holm in zip(rules.family, statistics.holm([found[name].p for name in rules.family])):
         found[name] = found[name].corrected(float(p_holm), rules.alpha)
     for name, rule in criteria:
@@ -160,18 +172,24 @@ def tests(records: Records, rules: r.Rules, rule: r.TestsRule) -> Verdict:
     good = len(rule.tests) - len(failed) - len(absent)
     why = f"{good} of {len(rule.tests)} tests pass."
     why += f" Failed: {', '.join(failed)}." * bool(failed) + f" Without a result: {', '.join(absent)}." * bool(absent)
-    return Verdict.counted(FAIL if failed else INCONCLUSIVE if absent else PASS, good, f"of {len(rule.tests)} tests", why)
+    return Verdict.counted(
+        FAIL if failed else INCONCLUSIVE if absent else PASS, good, f"of {len(rule.tests)} tests", why
+    )
 
 
 def pipeline(records: Records, rules: r.Rules, rule: r.PipelineRule) -> Verdict:
     """FAIL if a job failed, INCONCLUSIVE if one is missing; the jobs of the report itself come after this verdict."""
     jobs = records.results("pipeline")
     if jobs.empty:
-        return Verdict.counted(INCONCLUSIVE, math.nan, "jobs", "The pipeline was not run as a whole: no results/pipeline.csv.")
+        return Verdict.counted(
+            INCONCLUSIVE, math.nan, "jobs", "The pipeline was not run as a whole: no results/pipeline.csv."
+        )
     jobs = jobs[jobs.stage != "report"]
     done, failed = (int((jobs.status == status).sum()) for status in ("complete", "failed"))
     verdict = FAIL if failed else PASS if 0 < len(jobs) == done else INCONCLUSIVE
-    return Verdict.counted(verdict, done, f"of {len(jobs)} jobs", f"{done} of {len(jobs)} jobs complete, {failed} failed.")
+    return Verdict.counted(
+        verdict, done, f"of {len(jobs)} jobs", f"{done} of {len(jobs)} jobs complete, {failed} failed."
+    )
 
 
 def scales(records: Records, rules: r.Rules, rule: r.ScalesRule) -> Verdict:
@@ -181,7 +199,8 @@ def scales(records: Records, rules: r.Rules, rule: r.ScalesRule) -> Verdict:
     if not facts:
         return Verdict.counted(INCONCLUSIVE, math.nan, "runs", f"{rule.study} was not run here.")
     good = sum(
-        math.isfinite(f["summary"]["held_out_loss"] or math.nan) and all(f["summary"]["phase_share"].get(p) for p in PHASES)
+        math.isfinite(f["summary"]["held_out_loss"] or math.nan)
+        and all(f["summary"]["phase_share"].get(p) for p in PHASES)
         for f in facts
     )
     why = f"{good} of {len(facts)} runs of {rule.study} went through all phases with a finite loss."
@@ -200,7 +219,8 @@ def controls(records: Records, rules: r.Rules, rule: r.ControlsRule, passed: str
     """PASS if every control fails what the arm passes, FAIL if one passes; the value is the nearest control's."""
     parts = rules.criteria[rule.of].parts
     by_arm = {
-        arm: [PartVerdict.judge(p.model_copy(update={"arm": arm}), records, rules.alpha) for p in parts] for arm in rule.controls
+        arm: [PartVerdict.judge(p.model_copy(update={"arm": arm}), records, rules.alpha) for p in parts]
+        for arm in rule.controls
     }
     of = {arm: Verdict.of_parts(judged).verdict for arm, judged in by_arm.items()}
     near = min((judged[0] for judged in by_arm.values()), key=lambda p: (math.isnan(p.found.value), p.found.value))

@@ -27,7 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hybridlib.benchmark", description=__doc__.split("\n")[0])
     parser.add_argument("--study", default="cpu", metavar="NAME|FILE")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda:N")
-    parser.add_argument("--larger", default="gpt2-small", metavar="NAME|FILE", help="a study whose size is measured as well")
+    parser.add_argument(
+        "--larger", default="gpt2-small", metavar="NAME|FILE", help="a study whose size is measured as well"
+    )
     parser.add_argument("--rounds", type=int, help="how often each contender has its turn")
     args = parser.parse_args(argv)
     try:
@@ -51,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def keep(folder: Path, found: dict[str, Any], tables: dict[str, list], study: Study, parts: dict[str, pd.DataFrame]) -> None:
+def keep(
+    folder: Path, found: dict[str, Any], tables: dict[str, list], study: Study, parts: dict[str, pd.DataFrame]
+) -> None:
     """Writes what is known so far: a kill later on loses none of it."""
     for name, table in parts.items():
         tables.setdefault(name, []).append(table.assign(study=study.study))

@@ -25,7 +25,9 @@ from hybridlib.training.optimizers import make_optimizer
 
 def opened(run: Run, device_choice: str) -> tuple[DataSource, torch.device]:
     """The data and the device of a run."""
-    return open_source(run.source, run.model.vocab_size, run.batch_size, run.seq_len), pick_device(device_choice, run.threads)
+    return open_source(run.source, run.model.vocab_size, run.batch_size, run.seq_len), pick_device(
+        device_choice, run.threads
+    )
 
 
 def batch_of(run: Run, source: DataSource, device: torch.device, at: int) -> Batch:
@@ -126,7 +128,9 @@ class HuggingFace:
         ends = StepEnds()
         with tempfile.TemporaryDirectory() as folder:
             options = TrainingArguments(output_dir=folder, **self.options)
-            trainer = Trainer(self.model, options, train_dataset=Rows(self.run, self.source, self.steps + 1), callbacks=[ends])
+            trainer = Trainer(
+                self.model, options, train_dataset=Rows(self.run, self.source, self.steps + 1), callbacks=[ends]
+            )
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         return [after - before for before, after in zip(ends.at_s, ends.at_s[1:])]
@@ -136,7 +140,7 @@ class StepEnds(TrainerCallback):
     def __init__(self) -> None:
         self.at_s: list[float] = []
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:  # noqa: ANN001, ANN003
+    def on_step_end(self, args, state, control, **kwargs) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.at_s.append(time.perf_counter())
@@ -166,7 +170,9 @@ def _peaks_mb(run: Run, device_choice: str, cycles: int, checkpoint: Path) -> di
     warm_up_kernels(run, device)
     give_back()
     meter = Meter(device)
-    snapshots = CheckpointFile(checkpoint, dict, {}, run.snapshot_every)  # one in memory would count as the trainer's own
+    snapshots = CheckpointFile(
+        checkpoint, dict, {}, run.snapshot_every
+    )  # one in memory would count as the trainer's own
     trainer = make_trainer(run, device, meter=meter, snapshots=snapshots)
     cycle = run.schedule
     steps = cycle.warmup + cycles * (cycle.full + cycle.predict + cycle.correct) if cycle else 20

@@ -41,7 +41,9 @@ def subnormal_slowdown(device: torch.device, side: int = 1024, every: int = 64, 
     plain, other = (torch.randn(side, side, device=device) for _ in range(2))
     tiny = plain.clone()
     tiny.view(-1)[::every] = 1e-40
-    seconds = [[timed(lambda: torch.mm(each, other), device) for each in (tiny, plain)] for _ in range(repeats + 1)][1:]
+    seconds = [
+        [timed(lambda each=each: torch.mm(each, other), device) for each in (tiny, plain)] for _ in range(repeats + 1)
+    ][1:]
     slow, fast = np.median(seconds, axis=0)
     return float(slow / fast)
 

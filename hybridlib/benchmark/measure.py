@@ -18,7 +18,9 @@ from hybridlib.training.models import parameter_count
 PLAIN, REAL, JUMPING = "baseline", "hybrid, a real step", "memory_optimized, a real step"
 
 
-def at_size(study: Study, device_choice: str, rounds: int, steps: int) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
+def at_size(
+    study: Study, device_choice: str, rounds: int, steps: int
+) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """The ratios at a study's size; every block's time behind them (columns of `in_turns`), and a step's anatomy.
 
     `steps` is the length of a block, in real steps.
@@ -109,7 +111,14 @@ def _ratios(run: Run, plain: Run, device_choice: str, rounds: int, steps: int) -
 
 
 # From the study's own size to GPT-2 Small: (layers, heads, width, output rows)
-SIZES = [(4, 4, 128, 1024), (4, 4, 256, 1024), (6, 6, 384, 1024), (8, 8, 512, 1024), (12, 12, 768, 1024), (12, 12, 768, 50257)]
+SIZES = [
+    (4, 4, 128, 1024),
+    (4, 4, 256, 1024),
+    (6, 6, 384, 1024),
+    (8, 8, 512, 1024),
+    (12, 12, 768, 1024),
+    (12, 12, 768, 50257),
+]
 BATCHES = [1, 4, 16, 64]
 
 
@@ -122,13 +131,18 @@ def grow(study: Study, device_choice: str, steps: int = 4) -> pd.DataFrame:
 
 def by_parameters(run: Run, device_choice: str, steps: int) -> pd.DataFrame:
     """Columns `parameters, tokens, seconds, flops`: plain training's step over sizes, all else as in the run."""
-    models = [Model(n_layer=layers, n_head=heads, n_embd=width, block_size=512, vocab_size=rows) for layers, heads, width, rows in SIZES]
+    models = [
+        Model(n_layer=layers, n_head=heads, n_embd=width, block_size=512, vocab_size=rows)
+        for layers, heads, width, rows in SIZES
+    ]
     return pd.DataFrame([_point(run.model_copy(update=dict(model=model)), device_choice, steps) for model in models])
 
 
 def by_tokens(run: Run, device_choice: str, steps: int) -> pd.DataFrame:
     """The same over batch sizes."""
-    return pd.DataFrame([_point(run.model_copy(update=dict(batch_size=size)), device_choice, steps) for size in BATCHES])
+    return pd.DataFrame(
+        [_point(run.model_copy(update=dict(batch_size=size)), device_choice, steps) for size in BATCHES]
+    )
 
 
 def _point(run: Run, device_choice: str, steps: int) -> dict[str, float]:
@@ -137,5 +151,8 @@ def _point(run: Run, device_choice: str, steps: int) -> dict[str, float]:
     plain()  # the first block loads libraries
     seconds = float(np.median(plain()))
     return dict(
-        parameters=parameter_count(run.model), tokens=run.batch_size * run.seq_len, seconds=seconds, flops=step_flops(run)
+        parameters=parameter_count(run.model),
+        tokens=run.batch_size * run.seq_len,
+        seconds=seconds,
+        flops=step_flops(run),
     )

@@ -2,9 +2,10 @@
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
-from typing import Any, Literal, Sequence
+from typing import Any, Literal
 
 Verdict = Literal["sound", "high", "skip", "roll_back"]
 MIN_LOSSES = 20  # a mean and a spread of fewer say nothing, least of all those of the first steps

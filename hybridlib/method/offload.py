@@ -7,11 +7,12 @@ import errno
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ class TensorStore:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = Path(folder or tempfile.gettempdir())
-        self._file = tempfile.TemporaryFile(dir=self.folder)
+        self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 (open as long as the store lives)
         self._end = 0
         self._kept: dict[str, Tensor | Slot] = {}
 
@@ -100,7 +101,9 @@ class TensorStore:
 
     def entries(self) -> dict[str, StoredTensor]:
         """Return all that is kept, by name, none of it read yet."""
-        return {name: StoredTensor(kept.shape, kept.dtype, partial(self.get, name)) for name, kept in self._kept.items()}
+        return {
+            name: StoredTensor(kept.shape, kept.dtype, partial(self.get, name)) for name, kept in self._kept.items()
+        }
 
     def names(self) -> list[str]:
         return list(self._kept)
@@ -176,7 +179,9 @@ def _room_told(folder: Path, nbytes: int) -> Iterator[None]:
         yield
     except OSError as error:
         free, why = shutil.disk_usage(folder).free, error.strerror or error
-        raise OSError(error.errno, f"{folder}: {nbytes:,} bytes could not be written: {why}; {free:,} bytes are free there") from None
+        raise OSError(
+            error.errno, f"{folder}: {nbytes:,} bytes could not be written: {why}; {free:,} bytes are free there"
+        ) from None
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 import math
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from statistics import fmean
-from typing import Any, Callable, Iterable, Iterator, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor

@@ -1,8 +1,9 @@
 """The four phases as a pure state machine: it can be drawn, unrolled and tested without a tensor."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Iterator, Literal
+from typing import Any, Literal
 
 Event = Literal["step", "rejected", "rollback"]
 

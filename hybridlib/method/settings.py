@@ -9,10 +9,11 @@ import inspect
 import math
 import sys
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
-from typing import Annotated, Any, Callable, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Range:
 
     def __str__(self) -> str:
         signs = dict(ge="at least", gt="above", le="at most", lt="below")
-        return " and ".join(f"{sign} {getattr(self, name):g}" for name, sign in signs.items() if getattr(self, name) is not None)
+        return " and ".join(
+            f"{sign} {getattr(self, name):g}" for name, sign in signs.items() if getattr(self, name) is not None
+        )
 
 
 Share = Annotated[float, Range(ge=0, le=1)]  # of something, 0 to 1
@@ -116,7 +119,13 @@ def of_files(files: tuple[tuple[Path, int], ...]) -> dict[str, Kinds]:
     """Return the settings of the predictors in these files, given with the times when they were last changed."""
     trees = {path: parsed(path) for path, _ in files}
     classes = {n.name: n for tree in trees.values() if tree for n in tree.body if isinstance(n, ast.ClassDef)}
-    shared = {n.name for path, tree in trees.items() if tree and path.stem == "base" for n in tree.body if isinstance(n, ast.ClassDef)}
+    shared = {
+        n.name
+        for path, tree in trees.items()
+        if tree and path.stem == "base"
+        for n in tree.body
+        if isinstance(n, ast.ClassDef)
+    }
     return {snake(name): written_kinds(cls, classes) for name, cls in classes.items() if name not in shared}
 
 

@@ -1,7 +1,8 @@
 """What an optimizer must be to wrap another one and be taken for it: by schedulers, scalers, accelerate, a Trainer."""
 
 from collections import Counter
-from typing import Any, Callable, Iterable, Literal
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -141,7 +142,10 @@ def predictable(optimizer: Optimizer, names: dict[Tensor, str]) -> list[tuple[st
     Raises:
         ValueError: where two parameters have one name, under which only one of them could be remembered.
     """
-    held = {weight: f"parameter.{at}" for at, weight in enumerate(w for group in optimizer.param_groups for w in group["params"])}
+    held = {
+        weight: f"parameter.{at}"
+        for at, weight in enumerate(w for group in optimizer.param_groups for w in group["params"])
+    }
     order = [*(weight for weight in names if weight in held), *(weight for weight in held if weight not in names)]
     found = [(names.get(w, held[w]), w) for w in order if w.is_floating_point() and w.numel()]
     if twice := [name for name, times in Counter(name for name, _ in found).items() if times > 1]:
@@ -158,7 +162,9 @@ def first_names(named: Iterable[tuple[str, Tensor]]) -> dict[Tensor, str]:
     names: dict[Tensor, str] = {}
     for pair in named:
         if not (isinstance(pair, tuple) and isinstance(pair[0], str)):
-            raise TypeError("named_parameters are pairs of a name and a parameter, as model.named_parameters() gives them")
+            raise TypeError(
+                "named_parameters are pairs of a name and a parameter, as model.named_parameters() gives them"
+            )
         names.setdefault(pair[1], pair[0])
     return names
 
@@ -168,7 +174,9 @@ class ChosenByGroup:
 
     def __init__(self, optimizer: Optimizer) -> None:
         groups = (group for group in optimizer.param_groups if "orthogonalize" in group)
-        self.said: dict[Tensor, bool] = {weight: group["orthogonalize"] for group in groups for weight in group["params"]}
+        self.said: dict[Tensor, bool] = {
+            weight: group["orthogonalize"] for group in groups for weight in group["params"]
+        }
 
     def __call__(self, name: str, weight: Tensor) -> bool | None:
         return self.said.get(weight)

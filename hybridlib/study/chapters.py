@@ -53,7 +53,9 @@ def made_by(job: Job) -> dict[str, Any]:
     cells = [[cell.cell_type, cell.source] for cell in nbformat.read(source(job), as_version=4).cells]
     facts |= dict(cells_sha256=hashlib.sha256(json.dumps(cells).encode()).hexdigest())
     facts |= dict(study=settings(load_study(job.parameters["study"])))
-    return facts | (dict(criteria=read_yaml(PARAMS / "criteria.yaml")) if job.stage == "question" else {})  # which it shows
+    return facts | (
+        dict(criteria=read_yaml(PARAMS / "criteria.yaml")) if job.stage == "question" else {}
+    )  # which it shows
 
 
 def settings(study: Study) -> dict[str, Any]:

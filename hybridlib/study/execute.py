@@ -102,7 +102,9 @@ def execute(job: Job, study: str) -> None:
     out = executed(job, study)
     out.parent.mkdir(parents=True, exist_ok=True)
     made_by = {} if job.run else dict(made_by=chapters.made_by(job))
-    os.environ["HYBRIDLIB_PIPELINE"] = job.notebook  # its kernel inherits this: a chapter that is run by hand writes nothing
+    os.environ["HYBRIDLIB_PIPELINE"] = (
+        job.notebook
+    )  # its kernel inherits this: a chapter that is run by hand writes nothing
     try:
         kernel = dict(kernel_manager_class=Kernel, shutdown_kernel="immediate")  # its records are on disk: no farewell
         papermill.execute_notebook(source(job), out, job.parameters, progress_bar=False, **kernel)
@@ -111,7 +113,9 @@ def execute(job: Job, study: str) -> None:
         line = error.source.strip().splitlines()[0]
         raise JobFailed(f"{said}\n  in cell {error.exec_count} of {from_root(out)}, which begins: {line}") from None
     except DeadKernelError:
-        raise JobFailed(f"the kernel died, as it does when memory runs out; executed so far: {from_root(out)}") from None
+        raise JobFailed(
+            f"the kernel died, as it does when memory runs out; executed so far: {from_root(out)}"
+        ) from None
     except (RuntimeError, OSError) as error:
         raise JobFailed(f"the notebook could not be executed: {error}") from None
     else:
@@ -166,7 +170,11 @@ class Pipeline:
 
     def _from_records(self, job: Job, was: dict) -> tuple[str, float | str, str]:
         found = state(job, self.study.study)
-        if found in ("complete", "extendable", "reads"):  # a chapter that reads was executed to its end by an earlier start
+        if found in (
+            "complete",
+            "extendable",
+            "reads",
+        ):  # a chapter that reads was executed to its end by an earlier start
             return "complete", was.get("seconds", ""), ""
         if was.get("status") == "failed":
             return "failed", was["seconds"], was["message"]

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 
@@ -54,7 +54,9 @@ def export(folder: Path, notebook: Path) -> list[str]:
         html, _ = converter(HTMLExporter, "html").from_notebook_node(report, bundle)
         tex, _ = converter(LatexExporter, "pdf").from_notebook_node(report)
     except PandocMissing:
-        raise ExportFailed("report.html, .tex and .pdf were not made: pandoc is not installed, `make tex` does") from None
+        raise ExportFailed(
+            "report.html, .tex and .pdf were not made: pandoc is not installed, `make tex` does"
+        ) from None
     write_atomically(folder / "report.html", html)
     write_atomically(folder / "report.tex", tex)
     return typeset(folder, written)
@@ -86,7 +88,10 @@ def converter(exporter: type[TemplateExporter], template: str) -> TemplateExport
 def last_record(folder: Path) -> datetime:
     """When the youngest record of a study was made; the start of 1970 for a study without records."""
     facts = [RunFolder(path.parent).facts for path in folder.glob("runs/*/run.json")]
-    return max((datetime.fromisoformat(run["ended_at"]) for run in facts if run), default=datetime.fromtimestamp(0, timezone.utc))
+    return max(
+        (datetime.fromisoformat(run["ended_at"]) for run in facts if run),
+        default=datetime.fromtimestamp(0, UTC),
+    )
 
 
 def typeset(folder: Path, written: datetime) -> list[str]:

@@ -74,7 +74,9 @@ def plan(
     for what, values in wanted.items():
         known = sorted({getattr(run, what) for run in every})
         if unknown := sorted(values - set(known)):
-            raise ValueError(f"the plan of {study.study} has no {what} {unknown[0]!r}; it has {', '.join(map(str, known))}")
+            raise ValueError(
+                f"the plan of {study.study} has no {what} {unknown[0]!r}; it has {', '.join(map(str, known))}"
+            )
     if unknown := sorted(set(study.leave_out) - set(STAGES)):
         raise ValueError(f"leave_out of {study.study}: no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
     jobs = []
@@ -84,8 +86,11 @@ def plan(
             block = [run for run in runs if run.seed == seed]
             random.Random(seed).shuffle(block)
             block = [r for r in block if all(not v or getattr(r, what) in v for what, v in wanted.items())]
-            extended = [run for at, run in enumerate(block) if run.extend > 1 and any(
-                later.role == "baseline" and later.data == run.data for later in block[at:])]
+            extended = [
+                run
+                for at, run in enumerate(block)
+                if run.extend > 1 and any(later.role == "baseline" and later.data == run.data for later in block[at:])
+            ]
             for run, extends in [(r, False) for r in block] + [(r, True) for r in extended]:
                 given = dict(study=name, arm=run.arm, data=run.data, seed=run.seed, device=device)
                 jobs.append(Job(stage, TRAINING, given, run, extends))

@@ -74,8 +74,10 @@ def how_far(run: Run, since: float) -> str:
     recent = steps.tail(100).step_s.mean()
     last = run.steps if step <= run.steps else int(run.extend * run.steps)
     loss = f"loss {losses.iloc[-1]:.3f}, " if len(losses) else ""
-    return (f"step {step}/{last}{' at most' if last > run.steps else ''}, {loss}"
-            f"{run.batch_size * run.seq_len / recent:,.0f} tokens/s, {duration((last - step) * recent)} left")
+    return (
+        f"step {step}/{last}{' at most' if last > run.steps else ''}, {loss}"
+        f"{run.batch_size * run.seq_len / recent:,.0f} tokens/s, {duration((last - step) * recent)} left"
+    )
 
 
 def duration(seconds: float) -> str:

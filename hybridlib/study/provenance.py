@@ -7,13 +7,12 @@ import platform
 import signal
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
-
 
 
 def git(*args: str) -> str:
@@ -50,7 +49,7 @@ def processor() -> str:
 
 
 def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h

@@ -10,10 +10,11 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -81,7 +82,9 @@ class RunFolder:
             except Timeout:
                 raise RunInUse(f"{self.path} is in use: {(self.path / '.lock').read_text()}") from None
         try:
-            (self.path / ".lock").write_text(f"process {os.getpid()} trains it since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+            (self.path / ".lock").write_text(
+                f"process {os.getpid()} trains it since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+            )
             yield
         finally:
             lock.release()
@@ -149,7 +152,9 @@ class RunFolder:
         if not whole:
             return f"{file} is damaged: its content does not match its checksum"
         wrong = [name for name, known in facts["files"].items() if mark(self.path / name) != tuple(known)]
-        return f"{self.path / wrong[0]} is damaged: its content does not match its checksum in run.json" if wrong else ""
+        return (
+            f"{self.path / wrong[0]} is damaged: its content does not match its checksum in run.json" if wrong else ""
+        )
 
     def flushed_steps(self) -> pd.DataFrame:
         """`steps`, after writing what is queued; empty for a run that has not begun."""
@@ -202,4 +207,6 @@ def writing(path: Path, nbytes: int) -> Iterator[None]:
     except OSError as error:
         there = next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("."))
         room = f"{shutil.disk_usage(there).free:,} bytes are free there"
-        raise StorageError(f"{path}: {nbytes:,} bytes could not be written: {error.strerror or error}; {room}") from None
+        raise StorageError(
+            f"{path}: {nbytes:,} bytes could not be written: {error.strerror or error}; {room}"
+        ) from None

@@ -59,7 +59,9 @@ def verify(study: Study, count: int, choice: int | None, device: str, console: C
     there = recorded([job.run for job in plan(study, study.study, full=True) if job.run and not job.extends])
     choice = random.randrange(10**6) if choice is None else choice
     runs = random.Random(choice).sample(there, min(count, len(there)))
-    console.print(f"{len(runs)} of {len(there)} complete runs, chosen by --choice {choice}: {', '.join(run.id for run in runs)}.")
+    console.print(
+        f"{len(runs)} of {len(there)} complete runs, chosen by --choice {choice}: {', '.join(run.id for run in runs)}."
+    )
     return judged(study, runs, [again(run, extend=1.0) for run in runs], device, console) if runs else True
 
 
@@ -71,11 +73,17 @@ def again(run: Run, **changes: Any) -> Run:
 def judged(study: Study, runs: list[Run], copies: list[Run], device: str, console: Console) -> bool:
     known = known_times(study.study)
     total = sum(estimated_s(Job("", "", {}, run), known) for run in runs)
-    console.print(f"Training {', '.join(run.id for run in runs)} again, to compare with the records: about {duration(total)}.")
+    console.print(
+        f"Training {', '.join(run.id for run in runs)} again, to compare with the records: about {duration(total)}."
+    )
     train_again(copies, device, console)
     folders = [[RunFolder(progress.folder(run)) for run in each] for each in (runs, copies)]
     rows = [compare(run.id, *both) for run, *both in zip(runs, *folders)]
-    speeds = {where: speed(*each) for where, each in zip(("recorded", "here"), folders)} if [r.arm for r in runs] == [*PAIR] else {}
+    speeds = (
+        {where: speed(*each) for where, each in zip(("recorded", "here"), folders)}
+        if [r.arm for r in runs] == [*PAIR]
+        else {}
+    )
     said = verdict(rows)
     facts = dict(study=study.study, made_at=provenance.now(), said=said, agree=agree(rows), runs=rows, speed=speeds)
     write_atomically(OUTPUTS / study.study / "reproduced" / "reproduced.json", json.dumps(facts, indent=1) + "\n")
@@ -118,7 +126,9 @@ def train_alone(run: Run, device: str) -> None:
 # Relative, of the final held-out loss. Verdicts turn on whole percents of it, of which this is a hundredth; what another
 # processor rounds otherwise stays below it, where a seed or a setting of its own moves the loss by more.
 SAME = 1e-4
-BUSY = 2.0  # a run whose slowest tenth of real steps takes so many times the fastest's time had the machine not to itself
+BUSY = (
+    2.0  # a run whose slowest tenth of real steps takes so many times the fastest's time had the machine not to itself
+)
 TIMED = ["step_s", "jump_s", "peak_mb", "train_s"]
 
 
@@ -126,9 +136,15 @@ def compare(name: str, then: RunFolder, now: RunFolder) -> dict[str, Any]:
     """Return how far two records of one run differ, as far as both go: the largest relative difference of their losses."""
     facts = [folder.facts for folder in (then, now)]
     last = min(each["last_step"] for each in facts)
-    steps, evals = ([upto(last, table) for table in both] for both in ((then.steps(), now.steps()), (then.evals(), now.evals())))
+    steps, evals = (
+        [upto(last, table) for table in both] for both in ((then.steps(), now.steps()), (then.evals(), now.evals()))
+    )
     ends = [each["summary"]["held_out_loss"] for each in facts]
-    weights = facts[0]["weights_sha256"] == facts[1]["weights_sha256"] if facts[0]["last_step"] == facts[1]["last_step"] else None
+    weights = (
+        facts[0]["weights_sha256"] == facts[1]["weights_sha256"]
+        if facts[0]["last_step"] == facts[1]["last_step"]
+        else None
+    )
     return dict(
         run=name,
         step_losses=largest(*(table.loss for table in steps)),
@@ -158,7 +174,9 @@ def speed(baseline: RunFolder, hybrid: RunFolder) -> dict[str, float]:
     rates = [folder.facts["summary"]["nominal_tokens_per_s"] for folder in (hybrid, baseline)]
     target = baseline.facts["summary"]["held_out_loss"]
     times = [time_to_target_s(folder.evals(), target) for folder in (baseline, hybrid)]
-    paces = [summarise(f.steps(), f.evals(), f.facts["summary"]["nominal_steps"], 1)["slowdown"] for f in (baseline, hybrid)]
+    paces = [
+        summarise(f.steps(), f.evals(), f.facts["summary"]["nominal_steps"], 1)["slowdown"] for f in (baseline, hybrid)
+    ]
     return dict(speedup=rates[0] / rates[1], time_to_target=times[0] / times[1], slowdown=max(paces))
 
 
@@ -183,7 +201,11 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     if not agree(rows):
         return f"DO NOT AGREE: the final held-out loss of {worst['run']} differs by {worst['final_loss']:.1e} of it, more than {SAME:.0e}."
     other = any(row["recorded_on"] != row["here"] for row in rows)
-    why = "another processor rounds differently" if other else "on the same processor, so other packages or kernels rounded differently"
+    why = (
+        "another processor rounds differently"
+        if other
+        else "on the same processor, so other packages or kernels rounded differently"
+    )
     return f"Reproduced: final held-out losses agree to {worst['final_loss']:.1e} of them ({why})."
 
 
@@ -191,7 +213,10 @@ def shown(rows: list[dict[str, Any]]) -> Table:
     table = Table("run", "step losses", "held-out losses", "final loss", "weights", "recorded on", "here", title_justify="left",
                   title="Trained again: largest relative differences")  # fmt: skip
     for row in rows:
-        numbers = ["phases differ" if np.isinf(x := row[key]) else f"{x:.1e}" if x else "0" for key in ("step_losses", "held_out_losses", "final_loss")]
+        numbers = [
+            "phases differ" if np.isinf(x := row[key]) else f"{x:.1e}" if x else "0"
+            for key in ("step_losses", "held_out_losses", "final_loss")
+        ]
         weights = {True: "equal", False: "differ", None: "end elsewhere"}[row["weights_equal"]]
         table.add_row(row["run"], *numbers, weights, row["recorded_on"], row["here"])
     return table

@@ -203,7 +203,9 @@ class Run(Arm):
         if self.seq_len > self.model.block_size:
             raise ValueError(f"seq_len {self.seq_len} is longer than the model's block_size {self.model.block_size}")
         if self.source.kind == "markov" and 2 * self.source.successors > self.model.vocab_size:
-            raise ValueError(f"successors {self.source.successors} must be at most half of vocab_size {self.model.vocab_size}")
+            raise ValueError(
+                f"successors {self.source.successors} must be at most half of vocab_size {self.model.vocab_size}"
+            )
         if (vocab := self.source.tokenizer_vocab or 0) > self.model.vocab_size:
             raise ValueError(f"tokenizer_vocab {vocab} is larger than the model's vocab_size {self.model.vocab_size}")
         if self.schedule and self.schedule.warmup >= self.steps:

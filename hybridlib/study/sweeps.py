@@ -63,8 +63,8 @@ def runs(study: Study, name: str, sweep: Sweep) -> list[Run]:
     """The sweep's trials as runs, seed by seed. Raises `ParameterError` for a setting that no run has."""
     found = []
     for seed in sweep.seeds:
-        for trial, settings in sweep.trials().items():
-            settings = dict(settings)
+        for trial, varied in sweep.trials().items():
+            settings = dict(varied)
             arm = settings.pop("arm", sweep.arm)
             given = study.run(arm, sweep.data, seed).model_dump() | dict(extend=1.0, threads=1, eval_every=EVAL_EVERY)
             given |= dict(study=f"{study.study}/research/{name}", arm=trial, about=sweep.about)

@@ -8,9 +8,10 @@ import os
 import signal
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Callable, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -99,7 +100,9 @@ class CheckpointFile:
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """Return the state of PyTorch's generators that a step on a device may draw from: dropout's."""
-    return dict(cpu=torch.get_rng_state()) | (dict(cuda=torch.cuda.get_rng_state(device)) if device.type == "cuda" else {})
+    return dict(cpu=torch.get_rng_state()) | (
+        dict(cuda=torch.cuda.get_rng_state(device)) if device.type == "cuda" else {}
+    )
 
 
 def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
@@ -123,7 +126,9 @@ class Preemption:
             self._before = signal.signal(signal.SIGTERM, self._ask)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._before)
         if self.asked:

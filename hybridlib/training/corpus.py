@@ -2,9 +2,9 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Callable
 
 import numpy as np
 import tokenizers

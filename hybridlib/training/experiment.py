@@ -88,11 +88,14 @@ def resume(run: Run, trainer: HybridTrainer, average: WeightAverage, records: Ru
         if not progress.is_current(run, saved["about"]) or saved["about"]["device"] != file.about["device"]:
             return False
         if not (whole := records.cut_back(saved["beside"]["files"])):
-            warnings.warn(f"{records.path}: its CSV files are not as a checkpoint left them; going on from an earlier state")
+            warnings.warn(
+                f"{records.path}: its CSV files are not as a checkpoint left them; going on from an earlier state",
+                stacklevel=2,
+            )
         return whole
 
     if said := records.damage():
-        warnings.warn(f"{said}; the run is trained again")
+        warnings.warn(f"{said}; the run is trained again", stacklevel=2)
     snapshot = file.newest(fits)
     if snapshot is None:
         for name in ("steps.csv", "evals.csv", "run.json"):

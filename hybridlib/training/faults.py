@@ -5,7 +5,8 @@ the run was resumed or not; at all others what it wraps is as it was.
 """
 
 import math
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,7 +98,12 @@ def install(fault: Fault, trainer: HybridTrainer) -> None:
         for group in optimizer.param_groups if strikes() else ():
             group["lr"] /= fault.factor
 
-    gradients = dict(exploding_gradient=fault.factor, vanishing_gradient=1 / fault.factor, nan_gradient=math.nan, inf_gradient=math.inf)
+    gradients = dict(
+        exploding_gradient=fault.factor,
+        vanishing_gradient=1 / fault.factor,
+        nan_gradient=math.nan,
+        inf_gradient=math.inf,
+    )
     match fault.kind:
         case "lr_spike":
             trainer.optimizer.optimizer.register_step_pre_hook(spike)

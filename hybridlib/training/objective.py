@@ -1,9 +1,9 @@
 """What a step minimizes: the loss of a batch and its gradients, micro-batch by micro-batch, in the precision asked for."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from copy import copy
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,11 @@ class Objective:
     """
 
     def __init__(
-        self, model: nn.Module, loss_fn: Callable[[nn.Module, Any], Tensor], accumulation: int = 1, precision: str = "fp32"
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[nn.Module, Any], Tensor],
+        accumulation: int = 1,
+        precision: str = "fp32",
     ) -> None:
         self.model, self.loss_fn, self.accumulation, self.precision = model, loss_fn, accumulation, precision
         self._kept = set(model.state_dict(keep_vars=True))

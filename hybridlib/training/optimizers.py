@@ -1,7 +1,8 @@
 """The optimizers under a run, each from its own package, and the weights that a run is judged by."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any
 
 import torch
 from schedulefree import AdamWScheduleFree

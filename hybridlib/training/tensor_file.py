@@ -6,8 +6,9 @@ The library's own writer takes all tensors in memory at once, which would double
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,7 +39,11 @@ def flat(state: Any) -> tuple[Any, dict[str, Tensor | StoredTensor]]:
             tensors[place] = value
             return dict(tensor=place)
         if isinstance(value, dict):
-            return dict(dict=[[form(key, ""), form(item, f"{place}.{key}" if place else str(key))] for key, item in value.items()])
+            return dict(
+                dict=[
+                    [form(key, ""), form(item, f"{place}.{key}" if place else str(key))] for key, item in value.items()
+                ]
+            )
         if isinstance(value, (list, tuple)):
             return {type(value).__name__: [form(item, f"{place}.{at}") for at, item in enumerate(value)]}
         if value is None or isinstance(value, (bool, int, float, str)):
@@ -96,7 +101,7 @@ def write(path: Path, state: Any) -> None:
             whole = read_if_stored(tensor).detach().cpu()
             data = memoryview(whole.contiguous().view(-1).view(torch.uint8).numpy())
             digest.update(data)
-            while len(data):  # one call writes no more than 2 GiB
+            while data:  # one call writes no more than 2 GiB
                 data = data[out.write(data) :]
         out.seek(8 + text.index(NO_SHA256.encode()))
         out.write(digest.hexdigest().encode())

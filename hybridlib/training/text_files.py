@@ -7,9 +7,9 @@ import stat
 import sysconfig
 import warnings
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator
 
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
 SKIPPED = ("__pycache__", "site-packages", "dist-packages")
@@ -76,7 +76,9 @@ def files_below(base: str, own: bool, notes: Notes) -> list[tuple[str, str]]:
     except ValueError as error:  # CorpusError is one; so is what a path with a zero byte raises
         if os.path.lexists(base) or isinstance(error.__cause__, PermissionError):
             raise
-        raise CorpusError(f"{shown(base)}: no such file or folder: paths must name UTF-8 text files or folders of them") from None
+        raise CorpusError(
+            f"{shown(base)}: no such file or folder: paths must name UTF-8 text files or folders of them"
+        ) from None
     if not stat.S_ISDIR(about.st_mode):
         _require_file(base, about.st_mode)
         return [(base, os.path.basename(base))]
@@ -127,7 +129,9 @@ def decode_own(path: str, data: bytes, whole: bool) -> str:
             f"{shown(path)}: byte {at} (0x{data[at]:02X}) is not UTF-8{_seems(data)}: a corpus must be plain UTF-8 text"
         ) from None
     if "\0" in text:
-        raise CorpusError(f"{shown(path)}: holds zero bytes, so it is not text{_seems(data)}: a corpus must be plain UTF-8 text")
+        raise CorpusError(
+            f"{shown(path)}: holds zero bytes, so it is not text{_seems(data)}: a corpus must be plain UTF-8 text"
+        )
     return text
 
 
@@ -165,7 +169,9 @@ def _special(mode: int) -> str:
 
 def _require_file(path: str, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        raise CorpusError(f"{shown(path)}: is a {_special(mode)}, not a file: paths must name UTF-8 text files or folders of them")
+        raise CorpusError(
+            f"{shown(path)}: is a {_special(mode)}, not a file: paths must name UTF-8 text files or folders of them"
+        )
 
 
 def _leads_back(link: str, folder: str) -> bool:
@@ -183,7 +189,9 @@ def in_words(path: str) -> Iterator[None]:
     try:
         yield
     except MemoryError:
-        raise CorpusError(f"{shown(path)}: is too large for this machine's memory: set max_mb, or give less text") from None
+        raise CorpusError(
+            f"{shown(path)}: is too large for this machine's memory: set max_mb, or give less text"
+        ) from None
     except OSError as error:
         raise CorpusError(f"{shown(path)}: can't be read: {error.strerror or error}") from error
 

@@ -5,8 +5,8 @@ import re
 import shutil
 import time
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -36,7 +36,9 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
     """
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(WORD, "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, show_progress=False)
@@ -44,7 +46,9 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, texts: list[str], dtype: type, done: Callable[[int], None] = lambda chars: None) -> np.ndarray:
+def encode(
+    tokenizer: Tokenizer, texts: list[str], dtype: type, done: Callable[[int], None] = lambda chars: None
+) -> np.ndarray:
     """The tokens of the texts, one after the other; `done` is told the number of characters so far."""
     parts, chars = [np.empty(0, dtype)], 0
     for together in batches(chunk for text in texts for chunk in chunks(text)):

@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 from typing import Any
 
-
 from hybridlib.method.guards import DivergenceMonitor, accepts_jump
 from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.optimizer import HybridOptimizer
@@ -14,6 +13,7 @@ from hybridlib.study.records import StepRecord
 from hybridlib.training.checkpoint import CheckpointFile, Snapshots, State, random_state, set_random_state
 from hybridlib.training.meter import Meter, give_back
 from hybridlib.training.objective import Objective, first_tensor, norm_of_gradients
+
 
 class HybridTrainer:
     """Trains any module with any optimizer, one nominal step at a time.

@@ -1,6 +1,6 @@
 """Are weights predictable at all? One computed trajectory, and every predictor's forecasts against it."""
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor

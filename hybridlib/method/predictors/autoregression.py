@@ -80,7 +80,9 @@ class Dmd(History):
     def forecast(self, weights: Weights, horizon: int) -> None:
         products = sum(self._products(name, weight) for name, weight in weights)  # (steps, steps)
         before, across = products[:-1, :-1], products[:-1, 1:]
-        step = torch.linalg.pinv(before, rtol=self.cutoff**2, hermitian=True) @ across  # coefficients of the next displacements
+        step = (
+            torch.linalg.pinv(before, rtol=self.cutoff**2, hermitian=True) @ across
+        )  # coefficients of the next displacements
         share = sum_of_powers(step, horizon) @ step[:, -1]
         for name, weight in weights:
             moved = self.displacements(name, weight)

@@ -2,8 +2,9 @@
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from inspect import isabstract
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,7 +122,9 @@ class History(Predictor):
     def iterates(self, name: str, weight: Tensor) -> Tensor:
         """Return (kept, elements) float32, oldest first, on the weight's device."""
         kept = range(max(self.taken - self.window, 0), self.taken)
-        return torch.stack([self.store.get(f"{at % self.window}.{name}", weight.device).float().flatten() for at in kept])
+        return torch.stack(
+            [self.store.get(f"{at % self.window}.{name}", weight.device).float().flatten() for at in kept]
+        )
 
     def displacements(self, name: str, weight: Tensor) -> Tensor:
         """Return (kept - 1, elements) float32: what each step moved, oldest first."""

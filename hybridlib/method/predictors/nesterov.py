@@ -1,5 +1,5 @@
+from collections.abc import Iterator
 from itertools import groupby
-from typing import Iterator
 
 import torch
 from torch import Tensor
@@ -23,7 +23,9 @@ class Nesterov(Predictor):
 
     copies = 2  # the last landing point, the momentum
 
-    def __init__(self, gain: float = 0.7, momentum: Momentum = 0.7, fade: Share = 0.0, fade_from: Momentum = 0.6) -> None:
+    def __init__(
+        self, gain: float = 0.7, momentum: Momentum = 0.7, fade: Share = 0.0, fade_from: Momentum = 0.6
+    ) -> None:
         super().__init__()
         self.gain, self.momentum, self.fade, self.fade_from = gain, momentum, fade, fade_from
 

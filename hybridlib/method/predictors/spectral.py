@@ -1,7 +1,7 @@
 """Outer Nesterov momentum on orthogonalized displacements: the study's predictor, and its cheaper form."""
 
+from collections.abc import Sequence
 from functools import cache
-from typing import Sequence
 
 import numpy as np
 import torch

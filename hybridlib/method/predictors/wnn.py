@@ -21,7 +21,9 @@ class Wnn(History):
         gain: how many times the forecast displacement the weights move.
     """
 
-    def __init__(self, window: Window = 16, inputs: Count = 5, width: Count = 16, samples: Count = 4096, gain: float = 1.0) -> None:
+    def __init__(
+        self, window: Window = 16, inputs: Count = 5, width: Count = 16, samples: Count = 4096, gain: float = 1.0
+    ) -> None:
         super().__init__(window)
         self.inputs, self.width, self.samples, self.gain = inputs, width, samples, gain
 
