@@ -20,7 +20,7 @@ from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Weights, is_embedding, is_matrix
 from hybridlib.method.settings import predictor_settings
-from hybridlib.study.run import Predictor as Settings
+from hybridlib.study.arm import Predictor as Settings
 from hybridlib.training.checkpoint import CheckpointFile, Snapshots
 from hybridlib.training.objective import Objective
 from hybridlib.training.optimizers import CombinedOptimizer, WeightAverage

@@ -13,9 +13,10 @@ from hybridlib.analysis.stress import recovery_steps
 from hybridlib.method.guards import DivergenceMonitor
 from hybridlib.method.schedule import Phase
 from hybridlib.study import progress
+from hybridlib.study.arm import Fault, Guards
 from hybridlib.study.parameters import OUTPUTS, load_study
 from hybridlib.study.records import RunFolder
-from hybridlib.study.run import Fault, Guards, Run
+from hybridlib.study.run import Run
 from hybridlib.training.assemble import schedule_of
 from hybridlib.training.experiment import train
 

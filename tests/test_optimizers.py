@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from hybridlib.method.wrapping import forget_moments
-from hybridlib.study.run import Model, Optimizer
+from hybridlib.study.arm import Optimizer
+from hybridlib.study.run import Model
 from hybridlib.training import tensor_file
 from hybridlib.training.models import build, loss_fn
 from hybridlib.training.optimizers import WeightAverage, make_optimizer, set_learning_rate

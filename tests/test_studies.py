@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hybridlib.study import progress
 from hybridlib.study.parameters import PARAMS, ParameterError, load_study, merged, read_yaml
+from hybridlib.study.run import HELD_OUT_SEED
 from hybridlib.study.schema import Study
 
 STUDIES = sorted(path.stem for path in PARAMS.glob("*.yaml") if path.stem not in ("arms", "criteria"))
@@ -112,6 +113,35 @@ def test_hybrids_phases_are_in_the_briefs_bands(name):
         ("plan.benchmark.0.data", ["prose"], ["plan.benchmark", "'prose'", "text"]),
         ("plan.tuning", [], ["plan", "tuning", "benchmark"]),
         ("arms", ["baseline"], ["arms", "must map"]),
+        ("seeds", [42, 42], ["seeds", "42 is given twice"]),
+        ("pilot_seeds", [7, 7], ["pilot_seeds", "7 is given twice"]),
+        ("seeds", [2**63], ["seeds.0", str(2**63), "less than"]),
+        ("seeds", [HELD_OUT_SEED], ["seeds.0", str(HELD_OUT_SEED), "held-out batches"]),
+        ("seeds", [42.0], ["seeds.0", "42.0", "write 42"]),
+        ("seeds", ["42"], ["seeds.0", "'42'", "without quotes"]),
+        ("study", 7, ["study", "7", "put it in quotes"]),
+        ("study", "x" * 101, ["study", "at most 100"]),
+        ("sources", {"a/b": dict(kind="uniform")}, ["sources.a/b", "pattern"]),
+        ("arms.a/b", dict(like="baseline"), ["arms.a/b", "pattern"]),
+        ("plan.benchmark.0.seeds", [1, 1], ["plan.benchmark.0.seeds", "1 is given twice"]),
+        ("plan.benchmark.0.arms", ["hybrid", "hybrid"], ["plan.benchmark.0.arms", "'hybrid' is given twice"]),
+        ("plan.benchmark.0.arms", ["hybird"], ["plan.benchmark", "'hybird'", "did you mean hybrid?"]),
+        ("plan.benchmark.0.data", ["txet"], ["plan.benchmark", "'txet'", "did you mean text?"]),
+        ("judged_on", "txt", ["judged_on", "'txt'", "did you mean text?"]),
+        ("leave_out", ["predictor"], ["leave_out.0", "'predictor'", "did you mean predictors?"]),
+        ("chapters", {"03_predictor": {}}, ["chapters.03_predictor", "did you mean 03_predictors?"]),
+        ("step", 10, ["bad.yaml: step: unknown key: did you mean steps?"]),
+        ("arms.mine.precison", "bf16", ["arms.mine.precison: unknown key: did you mean precision?"]),
+        ("arms.mine.optimizer.name", "adm", ["arms.mine.optimizer.name", "'adm'", "did you mean adam?"]),
+        ("arms.mine.optimizer.lr", float("inf"), ["arms.mine.optimizer.lr", "inf", "finite"]),
+        ("arms.mine.optimizer.lr", float("nan"), ["arms.mine.optimizer.lr", "nan"]),
+        ("arms.mine.optimizer.lr", "0.001", ["arms.mine.optimizer.lr", "'0.001'", "without quotes"]),
+        ("arms.hybrid.predictor.name", "spectrl", ["arms.hybrid.predictor", "'spectrl'", "did you mean spectral?"]),
+        ("arms.hybrid.predictor.gain", "big", ["arms.hybrid.predictor", "gain: 'big' must be a number"]),
+        ("arms.hybrid.predictor.precision", "fp8", ["arms.hybrid.predictor", "precision: 'fp8'", "bf16"]),
+        ("arms.hybrid.predictor.iterations", -3, ["arms.hybrid.predictor", "iterations: -3"]),
+        ("arms.mine.fault", dict(kind="lr_spike", step=81), ["arms.mine", "fault.step 81", "80 steps"]),
+        ("threads", 5000, ["threads", "5000", "1024"]),
     ],
 )
 def test_a_bad_value_is_refused_by_name(tmp_path, path, value, said):
@@ -124,12 +154,17 @@ def test_a_bad_value_is_refused_by_name(tmp_path, path, value, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("study: good\nsteps: 1\nsteps: 2\n", ["'steps'", "twice", "line 2"]),
+        ("study: good\nsteps: 1\nsteps: 2\n", ["'steps'", "twice", "line 3"]),
         ("study: [good\n", ["not valid YAML"]),
         ("- study\n- good\n", ["key: value"]),
         ("", ["key: value"]),
-        ("1: 2\n", ["key: value"]),
+        ("1: 2\n", ["key 1 must be text", "quotes"]),
         ("study: good\n? [a]\n: 1\n", ["not valid YAML"]),
+        ("seeds: [042, 43]", ["042", "base 8", "34", "42", "line 1"]),
+        ("seeds: [-042]", ["-042", "base 8"]),
+        ("seeds: [1:30, 43]", ["1:30", "base 60", "90", "line 1"]),
+        ("max_mb: 1:30.5", ["1:30.5", "base 60", "90.5"]),
+        ("on: true", ["key True", "quotes"]),
     ],
 )
 def test_a_malformed_file_is_refused(tmp_path, text, said):
@@ -137,6 +172,15 @@ def test_a_malformed_file_is_refused(tmp_path, text, said):
         load(tmp_path, text)
     for words in ["bad.yaml", *said]:
         assert words in str(refused.value)
+
+
+def test_numbers_are_read_as_they_are_written(tmp_path):
+    (tmp_path / "x.yaml").write_text(
+        "\ufeffa: [1e-3, 1E3, -2e+5, .5e1, 1.0e-3, 0, -7, 1_000, 0.5, 2026-01-01, 1e, e1, on]"
+    )
+    found = read_yaml(tmp_path / "x.yaml")["a"]
+    assert found == [1e-3, 1e3, -2e5, 5.0, 1e-3, 0, -7, 1000, 0.5, "2026-01-01", "1e", "e1", True]
+    assert [type(value) for value in found[:5]] == [float] * 5
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):

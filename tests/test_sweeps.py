@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from hybridlib.study import sweeps as module
 from hybridlib.study.parameters import ParameterError, load_study
@@ -53,7 +54,7 @@ def test_arms_that_were_tuned_have_settings_that_were_tried() -> None:
     for name, sweep in of("tuning_").items():
         arm = name.removeprefix("tuning_")
         tried = [run.model_dump() for run in runs(STUDY, name, sweep)]
-        frozen = STUDY.run(arm, sweep.data, STUDY.seeds[0]).model_dump()
+        frozen = STUDY.run(arm, sweep.data or STUDY.judged, STUDY.seeds[0]).model_dump()
         same = ("optimizer", "predictor", "schedule", "steps", "batch_size", "model")
         assert any(all(t[key] == frozen[key] for key in same) for t in tried), arm
 
@@ -71,12 +72,31 @@ def test_what_carries_is_the_frozen_hybrid() -> None:
 
 def test_a_setting_that_no_run_has_is_refused_by_name() -> None:
     bad = Sweep(about="", seeds=[1], variants={"x": {"schedule.fulll": 3}})
-    with pytest.raises(ParameterError, match=r"research.cpu\.yaml: mine: x: .*schedule\.fulll"):
+    with pytest.raises(ParameterError, match=r"research.cpu\.yaml: mine: x: .*schedule\.fulll': did you mean full"):
         runs(STUDY, "mine", bad)
-    with pytest.raises(ParameterError, match="no setting 'gian'|has no setting gian"):
+    with pytest.raises(ParameterError, match="predictor: predictor spectral has no setting 'gian': did you mean gain"):
         runs(STUDY, "mine", Sweep(about="", seeds=[1], variants={"x": {"predictor.gian": 3.0}}))
-    with pytest.raises(KeyError):
-        put({"a": {}}, ["b", "c"], 1)
+    for place in (["b", "c"], ["a", "b", "c"], ["number", "b"]):
+        with pytest.raises(ValueError, match="no setting"):
+            put({"a": {}, "number": 1}, place, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (dict(grid={"optimizer.lr": [1e-3, 1e-3]}), "two trials are called 'lr=0.001'"),
+        (dict(grid={"optimizer.lr": [1e-3]}, variants={"lr=0.001": {}}), "two trials are called"),
+        (dict(variant={}), "variant: unknown key: did you mean variants"),
+        (dict(seeds=[1, 1]), "seeds: 1 is given twice"),
+    ],
+)
+def test_a_bad_sweep_is_refused_by_name(tmp_path, monkeypatch, given, said) -> None:
+    monkeypatch.setattr(module, "PARAMS", tmp_path)
+    (tmp_path / "research").mkdir()
+    (tmp_path / "research" / "cpu.yaml").write_text(yaml.safe_dump(dict(one=dict(about="x", seeds=[1]) | given)))
+    with pytest.raises(ParameterError) as refused:
+        sweeps(STUDY)
+    assert "cpu.yaml: one" in str(refused.value) and said.split(": ")[-1] in str(refused.value)
 
 
 def test_a_broken_file_is_refused_with_its_name(tmp_path, monkeypatch) -> None:

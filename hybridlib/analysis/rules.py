@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from hybridlib.analysis.effects import METRICS
+from hybridlib.study.arm import Strict
 from hybridlib.study.parameters import PARAMS, ParameterError, read_yaml
-from hybridlib.study.run import Strict
 
 
 class Part(Strict):

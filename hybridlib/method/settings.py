@@ -5,11 +5,12 @@ is imported.
 """
 
 import ast
+import difflib
 import inspect
 import math
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
@@ -72,6 +73,15 @@ def problem(value: Any, kind: Any) -> str:
     if kind in (int, float) and not (math.isfinite(value) and all(value in bound for bound in bounds)):
         return f"must be {wanted}"
     return ""
+
+
+def instead(name: str, known: Iterable[str]) -> str:
+    """Return what to write instead of `name`, which is none of `known`: the nearest of them, or all where none is near."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return (
+        f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}" if known else "there are none"
+    )
 
 
 def kinds_of(init: Callable[..., None]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
-"""Reads a study from `params/`: its own file over the arms that all studies share, refused with a clear message if wrong."""
+"""Read a study from `params/`: its own file over the arms that all studies share; a bad one is refused by name."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from hybridlib.method.settings import instead
 from hybridlib.study.schema import Study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,40 +21,104 @@ class ParameterError(ValueError):
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Safe YAML in which a key given twice is an error, not a silent overwrite."""
+    """Safe YAML without what surprises: a key given twice, and numbers that YAML 1.1 reads in base 8 or 60, are errors;
+    `1e-3` is a number; a date is text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key, (key_node, _) in zip(keys, node.value):
-            if keys.count(key) > 1:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key!r} given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def _number(self, node: yaml.ScalarNode) -> int | float:
+        number = super().construct_yaml_int if node.tag.endswith("int") else super().construct_yaml_float
+        value = number(node)
+        if ":" in node.value or re.match(r"[-+]?0[0-7_]+$", node.value):
+            base = "base 60" if ":" in node.value else "base 8"
+            meant = (
+                f'"{node.value}" for text' if ":" in node.value else f"{node.value.lstrip('+-0_') or 0} for a number"
+            )
+            problem = f"{node.value} is read in {base}, as {value}: write {value} for that, or {meant}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return value
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader._number)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str)
+_EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises `ParameterError` for a missing, unreadable or malformed one."""
+    """Return the mapping in the YAML file `path`; raise `ParameterError` for a missing, unreadable or malformed one."""
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        value = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
     except OSError as error:
         raise ParameterError(f"{path}: cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, RecursionError) as error:
-        raise ParameterError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ParameterError(f"{path}: must hold `key: value` pairs with text as keys")
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        said = " ".join(str(error).replace('in "<unicode string>"', "in").split())
+        raise ParameterError(f"{path}: not valid YAML: {said}") from None
+    if not isinstance(value, dict):
+        raise ParameterError(f"{path}: must hold `key: value` pairs")
+    if wrong := [key for key in value if not isinstance(key, str)]:
+        raise ParameterError(f"{path}: key {wrong[0]!r} must be text, not {type(wrong[0]).__name__}: put it in quotes")
     return value
 
 
+def refusal(path: Path, error: ValidationError, above: str = "") -> ParameterError:
+    """Return the error to raise for what a schema found in the file `path` under the key `above`.
+
+    It names, for each fault in `error`, the file, the key, the value and what would be right.
+    """
+    lines = []
+    for fault in error.errors():
+        place = [above] * bool(above) + [*map(str, fault["loc"])]
+        found = fault["ctx"]["said"] if fault["type"] == "unknown_keys" else {"": _said(fault)}
+        for key, said in found.items():
+            lines.append(": ".join(filter(None, [str(path), ".".join([*place, key]).strip("."), said])))
+    return ParameterError("\n".join(lines))
+
+
+def _said(fault: Any) -> str:
+    """Return the value that is wrong, what would be right, and a hint where one can be given."""
+    message, value = fault["msg"].removeprefix("Value error, "), fault["input"]
+    if fault["type"] in ("missing", "value_error"):
+        return message
+    hint = ""
+    if fault["type"] == "literal_error" and isinstance(value, str):
+        known = re.findall(r"'([^']+)'", fault["ctx"]["expected"])
+        hint = instead(value, known) if instead(value, known).startswith("did") else ""
+    elif fault["type"] == "int_type" and isinstance(value, float) and value.is_integer():
+        hint = f"write {int(value)}"
+    elif fault["type"] in ("int_type", "float_type") and isinstance(value, str) and _EXPONENT.match(f"{value}e0"):
+        hint = "write it without quotes"
+    elif fault["type"] == "string_type" and not isinstance(value, dict | list):
+        hint = "put it in quotes"
+    return ": ".join(filter(None, [f"{value!r}: {message}", hint]))
+
+
 def study_path(name: str) -> Path:
-    """The file of a study given by name (`cpu`) or by path (`my/study.yaml`)."""
+    """Return the file of the study `name`: a name in params/ (`cpu`) or a path (`my/study.yaml`).
+
+    Raises `ParameterError` where there is none.
+    """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PARAMS / f"{name}.yaml"
     if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in PARAMS.glob("*.yaml") if p.stem not in ("arms", "criteria")))
-        raise ParameterError(f"no study {name!r}: {path} is no file; there are {there}, or give a .yaml file")
+        there = sorted(p.stem for p in PARAMS.glob("*.yaml") if p.stem not in ("arms", "criteria"))
+        near = f"{instead(path.stem, there)} Known: {', '.join(there)}; or give a .yaml file"
+        raise ParameterError(f"no study {name!r}: {path} is no file; {near}")
     return path
 
 
 def load_study(name: str) -> Study:
-    """A study by name or path, its arms merged over `params/arms.yaml`, its `like:` references resolved."""
+    """Return the study `name` (see `study_path`), its arms over the shared ones, each over the one it is `like`.
+
+    Raises `ParameterError`, which names the file, the key, the value and what would be right.
+    """
     path = study_path(name)
     given = read_yaml(path)
     own = given.pop("arms", None) or {}
@@ -65,12 +131,11 @@ def load_study(name: str) -> Study:
     try:
         return Study(**given)
     except ValidationError as error:
-        lines = [f"{path}: {'.'.join(map(str, e['loc'])) or 'study'}: {_said(e)}" for e in error.errors()]
-        raise ParameterError("\n".join(lines)) from None
+        raise refusal(path, error) from None
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, mapping by mapping; a predictor of another name starts from nothing."""
+    """Return `above` over `below`, mapping by mapping; a predictor or optimizer of another name starts from nothing."""
     out = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
@@ -80,17 +145,14 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolved(arm: str, arms: dict[str, dict], path: Path, seen: tuple[str, ...] = ()) -> dict[str, Any]:
-    """An arm's settings with those of the arm that it is `like` underneath."""
+    """Return the settings of `arm`, one of `arms`, over those of the arm that it is `like`.
+
+    `seen` are the arms that led here. Raises `ParameterError`, which names `path`, for an unknown arm and for a circle.
+    """
     settings = dict(arms[arm])
     if (like := settings.pop("like", None)) is None:
         return settings
     if not isinstance(like, str) or like not in arms or like in (*seen, arm):
-        why = "is like itself" if isinstance(like, str) and like in arms else f"there are {', '.join(arms)}"
+        why = "is like itself" if isinstance(like, str) and like in arms else instead(str(like), arms)
         raise ParameterError(f"{path}: arms.{arm}.like: {like!r}: {why}")
     return merged(resolved(like, arms, path, (*seen, arm)), settings)
-
-
-def _said(error: dict[str, Any]) -> str:
-    value = error["input"] if error["type"] not in ("missing", "value_error") else None
-    message = "unknown key" if error["type"] == "extra_forbidden" else error["msg"].removeprefix("Value error, ")
-    return message if value is None else f"{value!r}: {message}"

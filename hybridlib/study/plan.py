@@ -1,4 +1,4 @@
-"""What a study's batch execution consists of: notebooks with their parameters, in order. Pure: nothing here runs one."""
+"""The jobs of a study: notebooks with their parameters, in order. Nothing here runs one."""
 
 import random
 from collections.abc import Iterable
@@ -6,24 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hybridlib.study.run import Run
-from hybridlib.study.schema import Study
+from hybridlib.study.schema import CHAPTERS, STAGES, Study
 
-# Stage -> the chapter that argues it. A stage's training, if it has any, comes before its chapter.
-CHAPTERS = {
-    "question": "00_question",
-    "functionality": "01_functionality",
-    "phases": "02_phases",
-    "predictors": "03_predictors",
-    "benchmark": "06_benchmark",
-    "memory": "04_memory",
-    "ablation": "08_ablation",
-    "stress": "07_stress",
-    "speed": "12_speed",
-    "research": "10_research",
-    "failures": "11_failures",
-    "report": "09_report",
-}
-STAGES = tuple(CHAPTERS)
 MEASURING = ("functionality", "phases")  # their chapters compute on the device that training uses
 # Their chapters read the records of all runs.
 READERS = ("benchmark", "memory", "ablation", "stress", "speed", "research", "failures", "report")
@@ -77,8 +61,6 @@ def plan(
             raise ValueError(
                 f"the plan of {study.study} has no {what} {unknown[0]!r}; it has {', '.join(map(str, known))}"
             )
-    if unknown := sorted(set(study.leave_out) - set(STAGES)):
-        raise ValueError(f"leave_out of {study.study}: no stage {unknown[0]!r}; there are {', '.join(STAGES)}")
     jobs = []
     for stage in filter((set(only) - set(study.leave_out)).__contains__, STAGES):
         runs = stage_runs(study, stage, full)

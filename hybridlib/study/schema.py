@@ -1,78 +1,106 @@
-"""The schema of a study: sizes, data sources, arms, and the plan of what is run; `parameters.py` reads the files.
+"""The schema of a study: sizes, data sources, arms, and the plan of what is run. It knows no torch."""
 
-Knows no torch, so that a plan can be made, and a bad file refused, before anything heavy is imported.
-"""
-
+from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from hybridlib.study.run import Arm, Model, Run, Source, Strict
+from hybridlib.method.settings import instead
+from hybridlib.study.arm import Arm, Strict
+from hybridlib.study.run import FileName, Model, Run, Seed, Shape, Source
 
-# What a run takes from its study, if its arm does not say otherwise.
-SHAPE = ("steps", "batch_size", "seq_len", "log_every", "eval_every", "eval_batches", "snapshot_every", "threads")
-Seed = Annotated[int, Field(ge=0)]
+# Stage -> the chapter that argues it. A stage's training, if it has any, comes before its chapter.
+CHAPTERS = {
+    "question": "00_question",
+    "functionality": "01_functionality",
+    "phases": "02_phases",
+    "predictors": "03_predictors",
+    "benchmark": "06_benchmark",
+    "memory": "04_memory",
+    "ablation": "08_ablation",
+    "stress": "07_stress",
+    "speed": "12_speed",
+    "research": "10_research",
+    "failures": "11_failures",
+    "report": "09_report",
+}
+STAGES = tuple(CHAPTERS)
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    if twice := [value for value, count in Counter(values).items() if count > 1]:
+        raise ValueError(f"{twice[0]!r} is given twice")
+    return values
+
+
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
+Names = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class PlanLine(Strict):
-    """A line of the plan: arms x data x seeds; `full: true` leaves it to `--full`."""
+    """A line of the plan: `arms` x `data` x `seeds` (by default the study's); `full: true` leaves it to `--full`."""
 
-    arms: list[str] = Field(min_length=1)
-    data: list[str] = Field(min_length=1)
-    seeds: list[Seed] | None = None
+    arms: Names
+    data: Names
+    seeds: Seeds | None = None
     full: bool = False
 
 
 class Timing(Strict):
-    """How speed is measured at a study's size: turns of each contender, real steps a turn."""
+    """How speed is measured at a study's size: `rounds` turns of each contender, `real_steps` computed steps a turn."""
 
     rounds: int = Field(default=5, ge=1)
     real_steps: int = Field(default=8, ge=1)
 
 
-class Study(Strict):
+class Study(Shape):
     """A study: sizes, data sources, arms, and the plan of what is run in each stage.
 
-    `leave_out` names stages that are not for this size: their chapters would take more memory or time than they tell.
+    The criteria are judged on the source `judged_on`, by default the first of `sources`. Reported runs use `seeds`,
+    tuning uses `pilot_seeds`, and no seed is both. `chapters` gives notebooks their parameters, by name. `leave_out`
+    names stages that are not for this size: their chapters would take more memory or time than they tell.
     """
 
-    study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)
     about: str = ""
     model: Model
-    sources: dict[str, Source] = Field(min_length=1)
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    seq_len: int = Field(ge=2)
-    log_every: int = Field(default=10, ge=1)
-    eval_every: int = Field(default=20, ge=1)
-    eval_batches: int = Field(default=16, ge=1)
-    snapshot_every: int = Field(default=80, ge=1)
-    threads: int = Field(default=2, ge=1)
-    seeds: list[Seed] = Field(min_length=1)
-    pilot_seeds: list[Seed] = []
-    arms: dict[str, Arm] = Field(min_length=1)
+    sources: dict[FileName, Source] = Field(min_length=1)
+    judged_on: str | None = None
+    seeds: Seeds
+    pilot_seeds: Annotated[list[Seed], AfterValidator(_distinct)] = []
+    arms: dict[FileName, Arm] = Field(min_length=1)
     plan: dict[Literal["benchmark", "stress", "ablation"], list[PlanLine]] = {}
-    chapters: dict[str, dict[str, Any]] = {}
-    leave_out: list[str] = []
+    chapters: dict[Literal[tuple(CHAPTERS.values())], dict[str, Any]] = {}
+    leave_out: list[Literal[STAGES]] = []
     timing: Timing = Timing()
+
+    @property
+    def judged(self) -> str:
+        """Return the name of the data source on which the criteria are judged."""
+        return self.judged_on or next(iter(self.sources))
 
     @model_validator(mode="after")
     def _plan_is_possible(self) -> "Study":
         if shared := sorted(set(self.seeds) & set(self.pilot_seeds)):
             raise ValueError(f"seeds {shared} are both reported and pilot seeds: tuning may not see a reported seed")
-        for stage, sweeps in self.plan.items():
-            for sweep in sweeps:
-                for arm in sweep.arms:
-                    for data in sweep.data:
-                        self.run(arm, data, (sweep.seeds or self.seeds)[0], where=f"plan.{stage}")
+        if self.judged not in self.sources:
+            raise ValueError(f"judged_on: no data source {self.judged!r}: {instead(self.judged, self.sources)}")
+        for stage, lines in self.plan.items():
+            for line in lines:
+                for arm in line.arms:
+                    for data in line.data:
+                        self.run(arm, data, (line.seeds or self.seeds)[0], where=f"plan.{stage}")
         return self
 
     def run(self, arm: str, data: str, seed: int, where: str = "run") -> Run:
-        """The run of one arm on one data source and seed; raises `ValueError` for an unknown name or an impossible mix."""
+        """Return the run of `arm` on `data` with `seed`.
+
+        Raises `ValueError` for a name that the study lacks, with `where` in front, and for settings that do not fit.
+        """
         for name, known, what in ((arm, self.arms, "arm"), (data, self.sources, "data source")):
             if name not in known:
-                raise ValueError(f"{where}: no {what} {name!r}; there are {', '.join(known)}")
-        shape = {k: getattr(self, k) for k in SHAPE}
+                raise ValueError(f"{where}: no {what} {name!r}: {instead(name, known)}")
+        shape = {k: getattr(self, k) for k in Shape.model_fields}
         given = {k: v for k, v in self.arms[arm].model_dump().items() if v is not None}
         names = dict(study=self.study, arm=arm, data=data, seed=seed)
         try:

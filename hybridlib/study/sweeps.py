@@ -8,11 +8,13 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError, model_validator
 
-from hybridlib.study.parameters import PARAMS, ParameterError, read_yaml
-from hybridlib.study.run import Run, Strict
-from hybridlib.study.schema import Seed, Study
+from hybridlib.method.settings import instead
+from hybridlib.study.arm import Strict
+from hybridlib.study.parameters import PARAMS, ParameterError, read_yaml, refusal
+from hybridlib.study.run import Run
+from hybridlib.study.schema import Seeds, Study
 
 EVAL_EVERY = 50  # steps: evaluation is off the clock, but not free
 
@@ -20,68 +22,93 @@ EVAL_EVERY = 50  # steps: evaluation is off the clock, but not free
 class Sweep(Strict):
     """One question: an arm of the study under other settings, each named by a dotted path into a run's parameters.
 
+    Trials use the source `data`, by default the one that the study is judged on, and are trained with each of `seeds`.
     `settings` hold for every trial. The trials are the `variants`, by name, and all combinations of the `grid`.
     """
 
     about: str
     arm: str = "hybrid"
-    data: str = "text"
-    seeds: list[Seed] = Field(min_length=1)
+    data: str | None = None
+    seeds: Seeds
     settings: dict[str, Any] = {}
     variants: dict[str, dict[str, Any]] = {}
     grid: dict[str, list[Any]] = {}
 
+    @model_validator(mode="after")
+    def _names_differ(self) -> "Sweep":
+        self.trials()
+        return self
+
     def trials(self) -> dict[str, dict[str, Any]]:
-        """Settings by the trial's name, each over those that hold for all."""
+        """Return each trial's settings by its name. Raises `ValueError` where two trials have one name."""
         combinations = itertools.product(*self.grid.values()) if self.grid else ()
         on_grid = [dict(zip(self.grid, values)) for values in combinations]
-        named = {",".join(f"{k.rsplit('.', 1)[-1]}={short(v)}" for k, v in point.items()): point for point in on_grid}
-        return {name: self.settings | own for name, own in (self.variants | named).items()}
+        named = [(",".join(f"{k.rsplit('.', 1)[-1]}={short(v)}" for k, v in point.items()), point) for point in on_grid]
+        found: dict[str, dict[str, Any]] = {}
+        for name, own in [*self.variants.items(), *named]:
+            if name in found:
+                raise ValueError(f"two trials are called {name!r}")
+            found[name] = self.settings | own
+        return found
 
 
 def short(value: Any) -> str:
-    """A value as a part of a folder's name."""
+    """Return `value` as a part of a folder's name."""
     return "-".join(map(str, value.values())) if isinstance(value, dict) else str(value)
 
 
 def path(study: Study) -> Path:
+    """Return the file that holds the sweeps around `study`."""
     return PARAMS / "research" / f"{study.study}.yaml"
 
 
 def sweeps(study: Study) -> dict[str, Sweep]:
-    """Every sweep around a study, none where it has no such file. Raises `ParameterError` for one that can't be used."""
+    """Return every sweep around `study` by name, none without a file. Raises `ParameterError` for a bad one."""
     file, found = path(study), {}
     for name, given in read_yaml(file).items() if file.exists() else ():
         try:
             found[name] = Sweep(**given)
-        except (ValidationError, TypeError) as error:
-            raise ParameterError(f"{file}: {name}: {error}") from None
+        except ValidationError as error:
+            raise refusal(file, error, name) from None
+        except TypeError:
+            raise ParameterError(f"{file}: {name}: {given!r}: must map a sweep's keys to their values") from None
     return found
 
 
 def runs(study: Study, name: str, sweep: Sweep) -> list[Run]:
-    """The sweep's trials as runs, seed by seed. Raises `ParameterError` for a setting that no run has."""
+    """Return the trials of `sweep`, which is called `name`, around `study` as runs, seed by seed.
+
+    Raises `ParameterError` for a setting that no run has, or that does not fit.
+    """
     found = []
     for seed in sweep.seeds:
         for trial, varied in sweep.trials().items():
             settings = dict(varied)
             arm = settings.pop("arm", sweep.arm)
-            given = study.run(arm, sweep.data, seed).model_dump() | dict(extend=1.0, threads=1, eval_every=EVAL_EVERY)
+            given = study.run(arm, sweep.data or study.judged, seed).model_dump() | dict(
+                extend=1.0, threads=1, eval_every=EVAL_EVERY
+            )
             given |= dict(study=f"{study.study}/research/{name}", arm=trial, about=sweep.about)
             try:
                 for place, value in settings.items():
                     put(given, place.split("."), value)
                 found.append(Run(**given))
-            except (ValidationError, KeyError, ValueError) as error:
+            except ValidationError as error:
+                raise refusal(path(study), error, f"{name}: {trial}") from None
+            except ValueError as error:
                 raise ParameterError(f"{path(study)}: {name}: {trial}: {error}") from None
     return found
 
 
 def put(mapping: dict[str, Any], place: list[str], value: Any) -> None:
-    """Sets a nested key. Raises KeyError for a place that is not there; a predictor's settings are its own."""
+    """Put `value` into the nested `mapping` at `place`, the keys that lead there.
+
+    Raises `ValueError` for a place that is not there; which settings a predictor has is its own to say.
+    """
     *above, key = place
-    for part in above:
-        mapping = mapping[part]
-    if key not in mapping and above != ["predictor"]:
-        raise KeyError(f"no setting {'.'.join(place)}")
-    mapping[key] = value
+    for part in [*above, key]:
+        known = mapping if isinstance(mapping, dict) else {}
+        if part not in known and above != ["predictor"]:
+            raise ValueError(f"no setting {'.'.join(place)!r}: {instead(part, known)}")
+        inner, mapping = known, known.get(part)
+    inner[key] = value

@@ -11,7 +11,8 @@ from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Predictor
 from hybridlib.method.schedule import PhaseSchedule
 from hybridlib.study import provenance
-from hybridlib.study.run import Run, Schedule
+from hybridlib.study.arm import Schedule
+from hybridlib.study.run import Run
 from hybridlib.training.checkpoint import Snapshots
 from hybridlib.training.models import build, loss_fn
 from hybridlib.training.objective import Objective

@@ -7,11 +7,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from hybridlib.study.run import Source
+from hybridlib.study.run import HELD_OUT_SEED, Source
 from hybridlib.training.corpus import load_corpus
 from hybridlib.training.models import Batch
-
-HELD_OUT = 0x4E1D  # takes a seed's place for held-out batches: the same for every run
 
 
 class DataSource(Protocol):
@@ -51,7 +49,7 @@ class Uniform:
         return as_batch(np.random.default_rng([seed, step]).integers(self.vocab_size, size=self.shape))
 
     def held_out(self, index: int) -> Batch:
-        return self.batch(HELD_OUT, index)
+        return self.batch(HELD_OUT_SEED, index)
 
 
 class Markov:
@@ -79,7 +77,7 @@ class Markov:
         return as_batch(tokens.T)
 
     def held_out(self, index: int) -> Batch:
-        return self.batch(HELD_OUT, index)
+        return self.batch(HELD_OUT_SEED, index)
 
 
 def distinct_rows(rng: np.random.Generator, vocab_size: int, successors: int) -> np.ndarray:
@@ -105,7 +103,7 @@ class Text:
         return self._windows(self.train_tokens, seed, step)
 
     def held_out(self, index: int) -> Batch:
-        return self._windows(self.held_out_tokens, HELD_OUT, index)
+        return self._windows(self.held_out_tokens, HELD_OUT_SEED, index)
 
     def _windows(self, tokens: np.ndarray, seed: int, step: int) -> Batch:
         starts = np.random.default_rng([seed, step]).integers(len(tokens) - self.seq_len, size=self.batch_size)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hybridlib.method.predictors.base import Predictor, Weights
-from hybridlib.study.run import Fault
+from hybridlib.study.arm import Fault
 from hybridlib.training.objective import Objective, mapped, size_of, tensors_of
 from hybridlib.training.trainer import HybridTrainer
 

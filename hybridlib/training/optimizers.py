@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hybridlib.method.predictors.base import Weights, is_matrix
 from hybridlib.method.wrapping import wrapped
-from hybridlib.study.run import Optimizer as Settings
+from hybridlib.study.arm import Optimizer as Settings
 
 
 class CombinedOptimizer(torch.optim.Optimizer):

@@ -1,0 +1,152 @@
+"""The schema of an arm: everything by which two runs on the same data and seed may differ.
+
+It knows no torch: a plan is made, and a bad file refused, before anything heavy is imported.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from hybridlib.method.settings import broken_files, instead, predictor_settings, problem
+
+
+class Strict(BaseModel):
+    """A mapping of a parameter file: no key that it does not know, no value of another type, no infinite number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_known(cls, given: Any) -> Any:
+        open_to_any = cls.model_config["extra"] != "forbid" or not isinstance(given, dict)
+        if unknown := [] if open_to_any else [str(key) for key in given if key not in cls.model_fields]:
+            said = {key: f"unknown key: {instead(key, cls.model_fields)}" for key in unknown}
+            raise PydanticCustomError("unknown_keys", "unknown key {first}", dict(first=repr(unknown[0]), said=said))
+        return given
+
+
+class Schedule(Strict):
+    """Lengths of the phases in nominal steps: `warmup` once, then cycles of `full`, `predict`, `correct`.
+
+    No Predict begins after the share `until` of the run.
+    """
+
+    warmup: int = Field(default=10, ge=0)
+    full: int = Field(ge=1)
+    predict: int = Field(ge=1)
+    correct: int = Field(ge=1)
+    until: float = Field(default=1.0, gt=0, le=1)
+
+
+class Predictor(Strict):
+    """A predictor: its `name`, its class's in snake case, and its settings, the arguments of the class."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _known(self) -> "Predictor":
+        known = predictor_settings()
+        if self.name not in known:
+            broken = "".join(f"; {said}" for said in broken_files())
+            raise ValueError(f"no predictor {self.name!r}: {instead(self.name, known)}{broken}")
+        for key, value in self.settings.items():
+            if key in known[self.name] and (said := problem(value, known[self.name][key])):
+                raise ValueError(f"predictor {self.name}: {key}: {value!r} {said}")
+        for key in sorted(set(self.settings) - set(known[self.name])):
+            raise ValueError(f"predictor {self.name} has no setting {key!r}: {instead(key, known[self.name])}")
+        return self
+
+
+class Optimizer(Strict):
+    """Adam at a constant learning rate and without weight decay, or a peer.
+
+    `lr` is the learning rate after `lr_warmup_steps` steps of linear warm-up; over the last share `lr_decay` of the
+    nominal steps it falls to zero. `lr_matrices` is Muon's rate for matrices, by default `lr`; `slow_every` and
+    `slow_share` are Lookahead's k and alpha; `beta1`, `beta2` and `eps` are Adam's.
+    """
+
+    name: Literal["adam", "muon", "schedule_free", "lookahead"] = "adam"
+    lr: float = Field(default=6e-4, gt=0)
+    lr_matrices: float | None = Field(default=None, gt=0)
+    lr_warmup_steps: int = Field(default=0, ge=0)
+    lr_decay: float = Field(default=0.0, ge=0, le=1)
+    slow_every: int = Field(default=5, ge=1)
+    slow_share: float = Field(default=0.5, gt=0, le=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+
+
+class Guards(Strict):
+    """Margins of the jump gate and the divergence monitor, fixed before any run.
+
+    A jump that raises the loss by more than `jump_margin_nats` is undone. A loss is out of the ordinary when it lies
+    more than `sigmas` deviations, and at least `floor_nats`, above the mean of the last `window_steps`; a gradient when
+    its norm is `gradient_factor` times the usual one. After a jump the monitor waits `grace_steps`; `patience_steps`
+    such steps in a row roll back.
+    """
+
+    jump_margin_nats: float = Field(default=4.0, gt=0)
+    window_steps: int = Field(default=50, ge=2)
+    sigmas: float = Field(default=6.0, gt=0)
+    floor_nats: float = Field(default=0.5, gt=0)
+    gradient_factor: float = Field(default=1000.0, gt=1)
+    grace_steps: int = Field(default=3, ge=0)
+    patience_steps: int = Field(default=3, ge=2)
+
+
+class Fault(Strict):
+    """A fault put in on purpose at the nominal step `step`.
+
+    A learning rate or gradient `factor` times as large, a gradient `factor` times as small, a gradient that is infinite
+    or not a number, a batch of noise, a jump `factor` times as far (at a step that begins Predict), memory for half of
+    the batch alone.
+    """
+
+    kind: Literal[
+        "lr_spike", "exploding_gradient", "vanishing_gradient", "nan_gradient", "inf_gradient", "corrupt_batch",
+        "wild_jump", "out_of_memory",
+    ]  # fmt: skip
+    step: int = Field(ge=1)
+    factor: float = Field(default=1e4, gt=1)
+
+
+class Arm(Strict):
+    """A configuration: everything by which two runs on the same data and seed may differ.
+
+    `about` describes it and `role` says what it is compared as. Plain training has neither `schedule` nor `predictor`.
+    A batch is split into `accumulation` micro-batches. `memory: offload` takes the optimizer's state off the device in
+    Predict; `moments` says what becomes of it at a jump. `compile` uses torch.compile, off the clock. A run is judged
+    by the mean of its weights over the last `read_out_steps` computed steps. It goes on to at most `extend` times its
+    nominal steps until it reaches its baseline's final loss. `steps`, `batch_size` and `seq_len` override the study's.
+    """
+
+    about: str = ""
+    role: Literal["baseline", "arm", "control", "peer", "ablation", "stress"] = "arm"
+    schedule: Schedule | None = None
+    predictor: Predictor | None = None
+    optimizer: Optimizer = Optimizer()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulation: int = Field(default=1, ge=1)
+    memory: Literal["keep", "offload"] = "keep"
+    moments: Literal["keep", "decay", "reset"] = "keep"
+    compile: bool = False
+    read_out_steps: int = Field(default=1, ge=1)
+    guards: Guards = Guards()
+    extend: float = Field(default=1.0, ge=1.0, le=2.0)
+    fault: Fault | None = None
+    steps: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1)
+    seq_len: int | None = Field(default=None, ge=2)
+
+    @model_validator(mode="after")
+    def _schedule_and_predictor_go_together(self) -> "Arm":
+        if (self.schedule is None) != (self.predictor is None):
+            raise ValueError("schedule and predictor go together: give both, or neither for plain training")
+        return self
