@@ -91,8 +91,11 @@ def test_a_setting_newer_than_the_chapter_counts_as_at_its_default() -> None:
         (dict(cells_sha256="other"), "the notebook's cells have changed"),
         (dict(numerics=0), f"made under NUMERICS 0, today's is {NUMERICS}"),
         (dict(parameters=dict(study="smoke", device="cuda:0")), "parameters.device was 'cuda:0', today's is 'cpu'"),
-        (dict(study=dict(colour="blue")), "today's schema refuses its study's study"),
-        (dict(study=None), "today's schema refuses its study's "),
+        (dict(study=dict(colour="blue")), "today's schema refuses its study: colour: unknown key"),
+        (
+            dict(study=None),
+            "today's schema refuses its study: None: Input should be a valid dictionary or instance of Study",
+        ),
     ],
 )
 def test_one_sentence_says_why_a_chapter_is_stale(changes: dict, said: str) -> None:

@@ -59,11 +59,11 @@ def test_a_default_that_changed_since_is_seen(monkeypatch: pytest.MonkeyPatch) -
         ),
         (
             dict(parameters=parameters(colour="blue")),
-            "today's schema refuses its colour: Extra inputs are not permitted",
+            "today's schema refuses its parameters: colour: unknown key",
         ),
         (
             dict(parameters=parameters(predictor=dict(name="oracle"))),
-            "today's schema refuses its predictor: no predictor 'oracle'",
+            "today's schema refuses its parameters: predictor: no predictor 'oracle'",
         ),
         (dict(parameters=None), "today's schema refuses its parameters"),
     ],

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from hybridlib.analysis.effects import METRICS
 from hybridlib.study.arm import Strict
-from hybridlib.study.parameters import PARAMS, ParameterError, read_yaml
+from hybridlib.study.parameters import PARAMS, read_yaml, refusal
 
 
 class Part(Strict):
@@ -128,11 +128,4 @@ def read_rules(path: Path = PARAMS / "criteria.yaml") -> Rules:
     try:
         return Rules(**read_yaml(path))
     except ValidationError as error:
-        lines = [_said(path, e) for e in error.errors()]
-        raise ParameterError("\n".join(lines)) from None
-
-
-def _said(path: Path, e: dict) -> str:
-    key = ".".join(map(str, e["loc"])) or "criteria"
-    message = "unknown key" if e["type"] == "extra_forbidden" else e["msg"].removeprefix("Value error, ")
-    return f"{path}: {key}: {message}" + (f", not {e['input']!r}" if e["type"] != "value_error" else "")
+        raise refusal(path, error) from None

@@ -8,7 +8,7 @@ from typing import Any
 import nbformat
 from pydantic import ValidationError
 
-from hybridlib.study.parameters import OUTPUTS, PARAMS, ROOT, load_study, read_yaml
+from hybridlib.study.parameters import OUTPUTS, PARAMS, ROOT, faults, load_study, read_yaml
 from hybridlib.study.plan import READERS, Job
 from hybridlib.study.progress import difference
 from hybridlib.study.records import write_atomically
@@ -72,7 +72,7 @@ def why_stale(job: Job, study: str) -> str:
     try:
         then = then | dict(study=settings(Study.model_validate(then.get("study"))))  # as today's schema reads it
     except ValidationError as error:
-        return f"today's schema refuses its study's {'.'.join(map(str, error.errors()[0]['loc']))}"
+        return f"today's schema refuses its study: {faults(error)[0]}"
     return difference(then, now)
 
 

@@ -70,17 +70,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def refusal(path: Path, error: ValidationError, above: str = "") -> ParameterError:
-    """Return the error to raise for what a schema found in the file `path` under the key `above`.
+    """Return the error to raise for the faults that `error` found in the file `path`, under the key `above`."""
+    return ParameterError("\n".join(f"{path}: {fault}" for fault in faults(error, above)))
 
-    It names, for each fault in `error`, the file, the key, the value and what would be right.
-    """
-    lines = []
+
+def faults(error: ValidationError, above: str = "") -> list[str]:
+    """Return, for each fault that a schema found under the key `above`, the key, the value and what would be right."""
+    found = []
     for fault in error.errors():
         place = [above] * bool(above) + [*map(str, fault["loc"])]
-        found = fault["ctx"]["said"] if fault["type"] == "unknown_keys" else {"": _said(fault)}
-        for key, said in found.items():
-            lines.append(": ".join(filter(None, [str(path), ".".join([*place, key]).strip("."), said])))
-    return ParameterError("\n".join(lines))
+        for key, said in (fault["ctx"]["said"] if fault["type"] == "unknown_keys" else {"": _said(fault)}).items():
+            found.append(": ".join(filter(None, [".".join([*place, *[key] * bool(key)]), said])))
+    return found
 
 
 def _said(fault: Any) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from hybridlib.study import provenance
-from hybridlib.study.parameters import OUTPUTS
+from hybridlib.study.parameters import OUTPUTS, faults
 from hybridlib.study.records import PHASES, RunFolder
 from hybridlib.study.run import Run
 from hybridlib.training import NUMERICS
@@ -70,9 +70,7 @@ def other_parameters(run: Run, recorded: Any) -> str:
     try:
         then = Run.model_validate(recorded)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "parameters"
-        return f"today's schema refuses its {where}: {first['msg'].removeprefix('Value error, ')}"
+        return f"today's schema refuses its parameters: {faults(error)[0]}"
     return difference(*(each.model_dump(exclude=DESCRIPTIONS) for each in (then, run)))
 
 
