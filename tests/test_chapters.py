@@ -1,13 +1,15 @@
 """Executed chapters: what makes one stale, what does not, and that copies of the same inputs look alike."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from hybridlib.method import settings
 from hybridlib.study import chapters, parameters
-from hybridlib.study.parameters import PARAMS, ROOT, load_study
+from hybridlib.study.parameters import PARAMS, ROOT, ParameterError, load_study
 from hybridlib.study.plan import READERS, Job, plan
 from hybridlib.training import NUMERICS
 
@@ -53,9 +55,23 @@ def test_records_and_unrelated_files_make_nothing_stale(own_outputs: Path, tmp_p
     for path in PARAMS.glob("*.yaml"):
         (params / path.name).write_text(path.read_text())
     (params / "another.yaml").write_text("study: another")
+    (params / ".#smoke.yaml").symlink_to("somebody@a.machine.4711:1")  # an editor's lock
+    (params / ".ipynb_checkpoints").mkdir()
+    (params / ".ipynb_checkpoints" / "smoke-checkpoint.yaml").write_text("study: smoke")
+    beside = tmp_path / "predictors"
+    shutil.copytree(settings.FOLDER, beside, ignore=shutil.ignore_patterns("__pycache__"))
+    (beside / ".#wnn.py").symlink_to("somebody@a.machine.4711:1")
+    (beside / "wnn.lock.py").symlink_to("nowhere")
+    (beside / "wnn.py~").write_text("class")
+    (beside / ".ipynb_checkpoints").mkdir()
+    (beside / ".ipynb_checkpoints" / "wnn-checkpoint.py").write_text("class Wnn: half")
+    monkeypatch.setattr(settings, "FOLDER", beside)
     for module in (parameters, chapters):
         monkeypatch.setattr(module, "PARAMS", params)
     assert "stale" not in states().values()
+    assert load_study("smoke") == SMOKE
+    with pytest.raises(ParameterError, match="Known: another, cpu, gpt2-medium, gpt2-small, smoke;"):
+        load_study("nobody")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +107,7 @@ def test_a_setting_newer_than_the_chapter_counts_as_at_its_default() -> None:
         (dict(cells_sha256="other"), "the notebook's cells have changed"),
         (dict(numerics=0), f"made under NUMERICS 0, today's is {NUMERICS}"),
         (dict(parameters=dict(study="smoke", device="cuda:0")), "parameters.device was 'cuda:0', today's is 'cpu'"),
-        (dict(study=dict(colour="blue")), "today's schema refuses its study: colour: unknown key"),
+        (dict(study=dict(colour="blue")), "today's schema refuses its study: colour: unknown key: "),
         (
             dict(study=None),
             "today's schema refuses its study: None: Input should be a valid dictionary or instance of Study",
@@ -101,7 +117,7 @@ def test_a_setting_newer_than_the_chapter_counts_as_at_its_default() -> None:
 def test_one_sentence_says_why_a_chapter_is_stale(changes: dict, said: str) -> None:
     recorded(JOBS["functionality"], **changes)
     assert chapters.state(JOBS["functionality"], "smoke") == "stale"
-    assert chapters.why_stale(JOBS["functionality"], "smoke") == said
+    assert chapters.why_stale(JOBS["functionality"], "smoke").startswith(said)
 
 
 def test_criteria_are_what_the_question_shows() -> None:

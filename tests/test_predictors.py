@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Predictor, Weights
-from hybridlib.study.run import predictor_settings
+from hybridlib.method.settings import predictor_settings
 
 EVERY = sorted(predictor_settings())
 

@@ -112,36 +112,40 @@ BASE = "hybridlib.method.predictors.base"
 Kinds = dict[str, Any]  # a setting's name -> the type annotation of what it may be
 
 
+def predictor_files() -> list[Path]:
+    """Return the files that may define predictors; not what an editor or JupyterLab leaves beside them."""
+    return [path for path in sorted(FOLDER.glob("[a-z]*.py")) if path.is_file()]
+
+
 def predictor_settings() -> dict[str, Kinds]:
     """Return every predictor's settings by its name: those of files in `method/predictors/`, and those defined so far.
 
     A predictor is a class; its settings are the arguments of its `__init__`, or of that of the class it derives from.
     """
-    found = dict(of_files(tuple((path, path.stat().st_mtime_ns) for path in sorted(FOLDER.glob("[a-z]*.py")))))
+    found = {name: kinds for name, (_, kinds) in catalogue().items()}
     if base := sys.modules.get(BASE):  # a class in a notebook's cell
         for name, cls in base.defined().items():
             found.setdefault(name, hinted(cls))
     return found
 
 
+def catalogue() -> dict[str, tuple[Path, Kinds]]:
+    """Return the file and the settings of every predictor in `method/predictors/`, by its name."""
+    return of_files(tuple((path, path.stat().st_mtime_ns) for path in predictor_files()))
+
+
 @cache
-def of_files(files: tuple[tuple[Path, int], ...]) -> dict[str, Kinds]:
-    """Return the settings of the predictors in these files, given with the times when they were last changed."""
-    trees = {path: parsed(path) for path, _ in files}
-    classes = {n.name: n for tree in trees.values() if tree for n in tree.body if isinstance(n, ast.ClassDef)}
-    shared = {
-        n.name
-        for path, tree in trees.items()
-        if tree and path.stem == "base"
-        for n in tree.body
-        if isinstance(n, ast.ClassDef)
-    }
-    return {snake(name): written_kinds(cls, classes) for name, cls in classes.items() if name not in shared}
+def of_files(files: tuple[tuple[Path, int], ...]) -> dict[str, tuple[Path, Kinds]]:
+    """Return the catalogue of these `files`, each given with the time when it was last changed."""
+    trees = {path: tree for path, _ in files if (tree := parsed(path))}
+    found = [(path, node) for path, tree in trees.items() for node in tree.body if isinstance(node, ast.ClassDef)]
+    classes = {node.name: node for _, node in found}
+    return {snake(node.name): (path, written_kinds(node, classes)) for path, node in found if path.stem != "base"}
 
 
 def broken_files() -> list[str]:
     """Return, for each file of predictors that is no Python, where and why."""
-    return [said for path in sorted(FOLDER.glob("[a-z]*.py")) if (said := parsed(path, tell=True))]
+    return [said for path in predictor_files() if (said := parsed(path, tell=True))]
 
 
 def parsed(path: Path, tell: bool = False) -> Any:

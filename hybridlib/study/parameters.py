@@ -109,7 +109,7 @@ def study_path(name: str) -> Path:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PARAMS / f"{name}.yaml"
     if not path.is_file():
-        there = sorted(p.stem for p in PARAMS.glob("*.yaml") if p.stem not in ("arms", "criteria"))
+        there = sorted(p.stem for p in PARAMS.glob("[!.]*.yaml") if p.stem not in ("arms", "criteria"))
         near = f"{instead(path.stem, there)} Known: {', '.join(there)}; or give a .yaml file"
         raise ParameterError(f"no study {name!r}: {path} is no file; {near}")
     return path

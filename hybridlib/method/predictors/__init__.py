@@ -1,10 +1,10 @@
 """Predictors: one file an idea. A class in a file put here is an arm's choice at once, by its name in snake case."""
 
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from hybridlib.method.predictors.base import Predictor, defined
+from hybridlib.method.settings import broken_files, catalogue, instead
 
 
 def make_predictor(name: str, **settings: Any) -> Predictor:
@@ -16,12 +16,18 @@ def make_predictor(name: str, **settings: Any) -> Predictor:
         settings: the arguments of its `__init__`.
 
     Raises:
-        ValueError: for an unknown name, or a setting out of its range.
+        ValueError: for an unknown name, a file that cannot be imported, or a setting out of its range.
         TypeError: for a setting that the predictor does not have.
     """
     if name not in defined():
-        for file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+        there = catalogue()
+        if name not in there:
+            raise ValueError("; ".join([f"no predictor {name!r}: {instead(name, there | defined())}", *broken_files()]))
+        file, _ = there[name]
+        try:
             import_module(f"{__name__}.{file.stem}")
-    if name not in defined():
-        raise ValueError(f"no predictor {name!r}; there are {', '.join(sorted(defined()))}")
+        except Exception as error:  # whatever a file of one's own raises
+            raise ValueError(f"{file}: cannot be imported: {error!r}") from error
+        if name not in defined():
+            raise ValueError(f"{file}: {name!r} must derive from Predictor and define predict")
     return defined()[name](**settings)
