@@ -129,6 +129,7 @@ def test_an_input_is_used_or_refused_in_words(
     @given(given_)
     def each(data: bytes | str) -> None:
         outcomes["inputs"] += 1
+        outcomes[f"{kind} tried"] += 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -149,4 +150,6 @@ def test_an_input_is_used_or_refused_in_words(
 
 def test_what_was_tried_is_written_down(outcomes, measured) -> None:
     assert outcomes["values used"] and outcomes["text used"] and outcomes["corpora used"], "some are sound"
-    measured.add(inputs_fuzzed=outcomes["inputs"], tracebacks=outcomes["tracebacks"])
+    measured.add(
+        inputs_fuzzed=outcomes["inputs"], tracebacks=outcomes["tracebacks"], corpora_tried=outcomes["corpora tried"]
+    )
