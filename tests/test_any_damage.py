@@ -1,7 +1,7 @@
-"""Any file that the study writes, cut or filled with noise anywhere: whatever reads it says so by name, or does without it.
+"""Any file that the study writes, damaged anywhere: whatever reads it says so by name, or does without it.
 
-Hypothesis chooses the file and the damage. What reads a kind of file is what a user would type: the plan, the chapters, a
-run that goes on.
+Hypothesis chooses the file and the damage. What reads a kind of file is what a user would type: the plan, the chapters,
+a run that goes on.
 """
 
 import contextlib
@@ -38,6 +38,7 @@ READING = [
     "10_research",
     "09_report",
 ]
+JUDGING = ["00_question", "06_benchmark", "09_report"]  # they read what other chapters left
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def use_outputs(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 class Everything:
-    """A study of which everything was made: records, executed chapters, results, what was shown; a corpus; checkpoints."""
+    """A study of which everything was made: records, executed chapters, results, figures; a corpus; checkpoints."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.fake = FakeStudy(folder)
@@ -137,9 +138,7 @@ class Everything:
         """Execute the chapters that read records, and renew the README's figures."""
         self.planned(file)
         with pytest.MonkeyPatch.context() as patch:
-            for name in (
-                ("00_question", "06_benchmark", "09_report") if file.parent.name == "results" else ("09_report",)
-            ):
+            for name in JUDGING if file.parent.name == "results" else JUDGING[-1:]:
                 run_chapter(name, self.fake, patch, pipeline=False)
         readme.committed()
 
@@ -171,6 +170,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Everything]
 
 
 tried: dict[str, int] = {}
+tracebacks: dict[str, int] = {}
 
 
 @pytest.mark.parametrize("name", ["records", "chapters", "results", "shown", "cut-off runs", "corpora"])
@@ -209,11 +209,12 @@ def test_whatever_reads_a_damaged_file_says_so_or_does_without_it(request, every
                 there.write_bytes(content)
 
     each()
+    tracebacks[name] = len(unexpected)
     assert not unexpected, f"{len(unexpected)}: {unexpected[:3]}"
 
 
 def test_what_was_damaged_is_written_down(measured) -> None:
     assert len(tried) == 6, "every kind was tried"
-    measured.add(
-        files_damaged=sum(tried.values()), damage_tracebacks=0, **{f"{k} damaged": n for k, n in tried.items()}
-    )
+    measured.add(files_damaged=sum(tried.values()), damage_tracebacks=sum(tracebacks.values()))
+    rows = [dict(kind=kind, files_damaged=count, tracebacks=tracebacks[kind]) for kind, count in tried.items()]
+    measured.table("damage", rows)
