@@ -12,44 +12,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hybridlib.method.optimizer import HybridOptimizer
-    from hybridlib.method.predictors.autoregression import Dmd, Ridge
     from hybridlib.method.predictors.base import History, Predictor
     from hybridlib.method.predictors.controls import Hold, Sham
-    from hybridlib.method.predictors.extrapolation import Drift, Linear
+    from hybridlib.method.predictors.extrapolation import Dmd, Drift, Linear, Ridge
     from hybridlib.method.predictors.nesterov import Nesterov
     from hybridlib.method.predictors.spectral import Polar, Spectral
     from hybridlib.method.predictors.wnn import Wnn
     from hybridlib.method.schedule import Phase, PhaseSchedule
 
 __all__ = [
-    "Dmd",
-    "Drift",
-    "History",
-    "Hold",
-    "HybridOptimizer",
-    "Linear",
-    "Nesterov",
-    "Phase",
-    "PhaseSchedule",
-    "Polar",
-    "Predictor",
-    "Ridge",
-    "Sham",
-    "Spectral",
-    "Wnn",
+    "Dmd", "Drift", "History", "Hold", "HybridOptimizer", "Linear", "Nesterov", "Phase", "PhaseSchedule", "Polar",
+    "Predictor", "Ridge", "Sham", "Spectral", "Wnn",
 ]  # fmt: skip
-_HOME = dict(
-    HybridOptimizer="optimizer", PhaseSchedule="schedule", Phase="schedule", Predictor="predictors.base", History="predictors.base",
-    Hold="predictors.controls", Sham="predictors.controls", Linear="predictors.extrapolation", Drift="predictors.extrapolation",
-    Ridge="predictors.autoregression", Dmd="predictors.autoregression", Wnn="predictors.wnn", Nesterov="predictors.nesterov",
-    Spectral="predictors.spectral", Polar="predictors.spectral",
-)  # fmt: skip
+_DEFINED_IN = {
+    "optimizer": "HybridOptimizer",
+    "predictors.base": "History Predictor",
+    "predictors.controls": "Hold Sham",
+    "predictors.extrapolation": "Dmd Drift Linear Ridge",
+    "predictors.nesterov": "Nesterov",
+    "predictors.spectral": "Polar Spectral",
+    "predictors.wnn": "Wnn",
+    "schedule": "Phase PhaseSchedule",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"hybridlib.method.{_HOME[name]}"), name)
+    for module, names in _DEFINED_IN.items():
+        if name in names.split():
+            return getattr(import_module(f"hybridlib.method.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

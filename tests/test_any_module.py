@@ -359,7 +359,7 @@ def test_frozen_weights_stay_and_take_no_copies() -> None:
     assert torch.equal(model[0].weight, before["0.weight"]) and not torch.equal(model[4 - 1].weight, before["3.weight"])
     store, trained = trainer.optimizer.predictor.store, sum(w.nbytes for w in model.parameters() if w.requires_grad)
     assert sum(kept.shape.numel() * kept.dtype.itemsize for kept in store.entries().values()) == 2 * trained
-    assert not [name for name in [*store.names(), *trainer.optimizer._before_jump.names()] if ".0." in name]
+    assert not [name for name in [*store.names(), *trainer.optimizer._predicted.before_jump.names()] if ".0." in name]
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -39,9 +39,10 @@ def public(tree: ast.Module | ast.ClassDef) -> Iterator[tuple[str, list[str], st
             yield from ((f"{node.name}.{name}", *rest) for name, *rest in public(node))
         elif isinstance(node, ast.FunctionDef):
             said = ast.get_docstring(node) or ""
+            setter = any(ast.unparse(decorator).endswith(".setter") for decorator in node.decorator_list)
             if node.name == "__init__":
                 yield node.name, taken(node), f"{about}\n{said}"
-            elif not node.name.startswith("_"):
+            elif not node.name.startswith("_") and not setter:
                 yield node.name, taken(node), said
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridlib.method.guards import MIN_LOSSES, DivergenceMonitor, accepts_jump
+from hybridlib.method.guards import MIN_LOSSES, DivergenceMonitor, JumpGate
 
 steady = [4.0 + 0.3 * math.sin(2 * i) for i in range(60)]
 
@@ -92,7 +92,7 @@ def test_a_saved_monitor_goes_on_as_if_it_had_not_been(losses: list[float], last
 
 
 def test_the_gate_undoes_catastrophes_only() -> None:
-    assert accepts_jump(4.0, 5.5, margin_nats=2.0)
-    assert not accepts_jump(4.0, 6.5, margin_nats=2.0)
-    assert not accepts_jump(None, math.nan, margin_nats=2.0)
-    assert accepts_jump(None, 9.0, margin_nats=2.0)
+    assert JumpGate(2.0).within(4.0, 5.5)
+    assert not JumpGate(2.0).within(4.0, 6.5)
+    assert not JumpGate(2.0).within(None, math.nan)
+    assert JumpGate(2.0).within(None, 9.0)

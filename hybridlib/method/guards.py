@@ -2,29 +2,33 @@
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import Any, Literal
 
 Verdict = Literal["sound", "high", "skip", "roll_back"]
+LOSSES_KEPT = 50  # of computed steps, for the mean that a loss after a jump is held against
 MIN_LOSSES = 20  # a mean and a spread of fewer say nothing, least of all those of the first steps
 COUNTS, WINDOWS = ("grace_left", "landed_at", "in_a_row"), ("losses", "grad_norms")
 
 
 class DivergenceMonitor:
-    """Says of a real step, before it moves a weight, whether it may, from its loss and the norm of its gradient.
+    """Judge a computed step by its loss and the norm of its gradient, before it moves a weight.
 
-    What is not finite, and a gradient norm more than `gradient_factor` times above or below its running mean, must not move
-    a weight: `skip`, and at the second such step in a row `roll_back`.
+    A loss or gradient that is not finite, or a gradient out of proportion, must not move a weight: `skip`, and at the
+    second such step in a row `roll_back`. A loss that is too high is `high`, and the step is taken: in sound training
+    it is a batch unlike the others, or one step of Adam too far, which the next gradient takes back. Several in a row
+    are the weights' fault, and weights do not recover by themselves: `roll_back`.
 
-    A loss above the running mean of the last `window_steps` by more than max(`sigmas` standard deviations about their trend,
-    `floor_nats`) is `high`, and the step is taken: in sound training it is a batch unlike the others, or one step of Adam
-    too far, which the next gradient takes back (a skip would keep the weights where they are bad). `patience_steps` such
-    steps in a row are the weights', which do not recover by themselves: `roll_back`.
-
-    The losses of the first `grace_steps` real steps after a jump are held to the jump's probe where that is above the mean,
-    and are left out of it, as are their gradients.
+    Args:
+        window_steps: computed steps over which losses and gradient norms are averaged, at least 2.
+        sigmas: how many standard deviations about their trend a loss may lie above that mean, above 0.
+        floor_nats: how far it may lie above the mean in any case, above 0.
+        gradient_factor: how many times larger or smaller than its mean a gradient norm may be, above 1.
+        grace_steps: computed steps after a jump whose losses are held to the first loss after it, where that is above
+            the mean, and which the means leave out; at least 0.
+        patience_steps: steps in a row with a loss too high that roll back, at least 2.
     """
 
     def __init__(
@@ -48,7 +52,10 @@ class DivergenceMonitor:
         return fmean(self.losses) if len(self.losses) >= MIN_LOSSES else None
 
     def judge(self, loss: float, grad_norm: float, armed: bool = True) -> Verdict:
-        """Takes in one real step's loss and gradient norm; `armed=False` (in Warmup) checks finiteness only."""
+        """Return the verdict on a computed step with this `loss`, in nats, and `grad_norm`.
+
+        Where it is not `armed`, as in Warmup, only what is not finite is out of the ordinary.
+        """
         graced, self.grace_left = self.grace_left > 0, max(self.grace_left - 1, 0)
         broken = not (math.isfinite(loss) and math.isfinite(grad_norm))
         high = False
@@ -74,19 +81,21 @@ class DivergenceMonitor:
         return not typical / self.gradient_factor <= grad_norm <= typical * self.gradient_factor
 
     def jumped(self, probe_loss: float) -> None:
-        """A jump was accepted, after which the loss is this."""
+        """Begin the grace after an accepted jump; `probe_loss`, in nats, is the first loss after it."""
         self.grace_left, self.landed_at = self.grace_steps, probe_loss
 
     def reset(self) -> None:
-        """After a rollback the weights are older: their losses start a new mean."""
+        """Begin new means: after a rollback the weights are older."""
         self.losses.clear()
         self.grad_norms.clear()
         self.grace_left = self.in_a_row = 0
 
     def state_dict(self) -> dict[str, Any]:
+        """Return all that the next verdicts depend on."""
         return {name: getattr(self, name) for name in COUNTS} | {name: list(getattr(self, name)) for name in WINDOWS}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, which `state_dict` returned."""
         for name in COUNTS:
             setattr(self, name, state[name])
         for name in WINDOWS:
@@ -94,13 +103,34 @@ class DivergenceMonitor:
 
 
 def noise(losses: Sequence[float]) -> float:
-    """Standard deviation of losses about their trend, from the differences of neighbours (von Neumann et al. 1941)."""
+    """Return the standard deviation of `losses` about their trend, from neighbours' differences (von Neumann 1941)."""
     return math.sqrt(fmean((b - a) ** 2 for a, b in pairwise(losses)) / 2)
 
 
-def accepts_jump(before: float | None, after: float, margin_nats: float) -> bool:
-    """The jump's gate: the probe is finite and at most `margin_nats` above the training loss before the jump.
+class JumpGate:
+    """Judge a jump by a loss after it: it may lie at most `margin_nats` above the losses before.
 
-    A wide margin, for catastrophes only: a good jump raises the loss at first, and Correct brings it below.
+    The margin is wide, for catastrophes only: a good jump raises the loss at first, and Correct brings it below.
+
+    Args:
+        margin_nats: above 0.
+        losses: of the computed steps before; the last `LOSSES_KEPT` are kept.
     """
-    return math.isfinite(after) and (before is None or after <= before + margin_nats)
+
+    def __init__(self, margin_nats: float, losses: Iterable[float] = ()) -> None:
+        self.margin_nats = margin_nats
+        self.losses = deque(losses, maxlen=LOSSES_KEPT)
+
+    def observe(self, loss: float) -> None:
+        """Take in the `loss`, in nats, of a computed step before the jump."""
+        if math.isfinite(loss):
+            self.losses.append(loss)
+
+    def accepts(self, loss: float) -> bool:
+        """Return whether the jump may stand whose first `loss`, in nats, this is."""
+        before = fmean(self.losses) if len(self.losses) >= MIN_LOSSES else self.losses[-1] if self.losses else None
+        return self.within(before, loss)
+
+    def within(self, before: float | None, after: float) -> bool:
+        """Return whether `after` is finite and within the margin of `before`, both in nats; None is no bound."""
+        return math.isfinite(after) and (before is None or after <= before + self.margin_nats)

@@ -1,4 +1,4 @@
-"""Tensors kept off the device: in pinned host memory for a GPU, in a file for a CPU; and an optimizer's state away and back.
+"""Tensors kept off the device, an optimizer's state among them: in pinned memory for a GPU, in a file for a CPU.
 
 The file is written and read whole, so its pages lie in the system's cache and never in the process's resident memory.
 """
@@ -26,7 +26,7 @@ PIECE_BYTES = 1 << 30  # Linux moves no more than 2 GiB in one call
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that lies in a store, and is copied from there when it is read."""
+    """A tensor of this `shape` and `dtype` that lies in a store; `read` returns a copy on the host."""
 
     shape: torch.Size
     dtype: torch.dtype
@@ -35,7 +35,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where in a store's file a tensor lies."""
+    """Where in a store's file a tensor of this `shape` and `dtype` lies: `offset` bytes from its beginning."""
 
     offset: int
     shape: torch.Size
@@ -63,10 +63,9 @@ class TensorStore:
         self._kept: dict[str, Tensor | Slot] = {}
 
     def put(self, name: str, tensor: Tensor | StoredTensor) -> None:
-        """Keep a copy of a tensor, of one that lies in a store too, under a name, in place of an earlier one.
+        """Keep a copy of `tensor`, which may lie in a store, as `name`, in place of an earlier one.
 
-        Raises:
-            OSError: where there is no room; the message says where, and how many bytes are needed and free.
+        Raises `OSError` where there is no room; the message says where, and how many bytes are needed and free.
         """
         tensor = tensor.read() if isinstance(tensor, StoredTensor) else tensor.detach()
         kept = self._kept.get(name)
@@ -81,7 +80,7 @@ class TensorStore:
                 _whole(os.pwrite(self._file.fileno(), data[at : at + PIECE_BYTES], kept.offset + at), data[at:])
 
     def read(self, name: str, out: Tensor) -> None:
-        """Copy a kept tensor into another of its shape; raise `KeyError` for an unknown name."""
+        """Copy the tensor kept as `name` into `out`, of its shape; raise `KeyError` for an unknown name."""
         kept = self._kept[name]
         if isinstance(kept, Tensor):
             out.copy_(kept)
@@ -93,7 +92,7 @@ class TensorStore:
                 _whole(os.preadv(self._file.fileno(), [data[at : at + PIECE_BYTES]], kept.offset + at), data[at:])
 
     def get(self, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """Return a fresh copy of a kept tensor on a device; raise `KeyError` for an unknown name."""
+        """Return a fresh copy of the tensor kept as `name` on `device`; raise `KeyError` for an unknown name."""
         kept = self._kept[name]
         tensor = torch.empty(kept.shape, dtype=kept.dtype, device=device if isinstance(kept, Tensor) else "cpu")
         self.read(name, tensor)
@@ -106,13 +105,14 @@ class TensorStore:
         }
 
     def names(self) -> list[str]:
+        """Return the names of all that is kept."""
         return list(self._kept)
 
     def __contains__(self, name: str) -> bool:
         return name in self._kept
 
     def keep(self, tensors: Iterable[tuple[str, Tensor | StoredTensor]]) -> None:
-        """Keep copies of these tensors and nothing else."""
+        """Keep copies of these `tensors`, pairs of name and tensor, and nothing else."""
         wanted = dict(tensors)
         if self._kept.keys() - wanted.keys():
             self.clear()
@@ -142,7 +142,7 @@ class TensorStore:
 
 
 class OptimizerOffload:
-    """Predict-aware memory: an optimizer's state leaves the device for Predict and comes back, bit for bit, before Correct.
+    """Predict-aware memory: an optimizer's state leaves the device in Predict and comes back for Correct, bit for bit.
 
     Args:
         optimizer: whose state it is; one that wraps another has that one's state too.
@@ -174,7 +174,7 @@ class OptimizerOffload:
 
 @contextmanager
 def _room_told(folder: Path, nbytes: int) -> Iterator[None]:
-    """Say of a write that failed what a user can act on."""
+    """Turn the error of a write that failed into one that a user can act on."""
     try:
         yield
     except OSError as error:
@@ -185,11 +185,11 @@ def _room_told(folder: Path, nbytes: int) -> Iterator[None]:
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:
-    """The memory of a contiguous tensor on the host."""
+    """Return the memory of a contiguous tensor on the host."""
     return tensor.view(-1).view(torch.uint8).numpy()
 
 
 def _whole(done_bytes: int, data: np.ndarray) -> None:
-    """A file system that is full writes a part and says nothing."""
+    """Raise `OSError` for a write or read that did only a part: a file system that is full says nothing."""
     if done_bytes != min(len(data), PIECE_BYTES):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,4 +1,4 @@
-"""The four phases as a pure state machine: it can be drawn, unrolled and tested without a tensor."""
+"""The four phases as a state machine without a tensor: it can be drawn, unrolled and tested."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,13 +17,21 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class PhaseState:
-    """The nominal step about to be taken: its number from 1, its phase, and its place in the phase."""
+    """The nominal step about to be taken.
+
+    Attributes:
+        step: its number, from 1.
+        phase: its phase.
+        index: its place in the phase, from 0.
+        length: of the phase, in nominal steps; in Predict this is the horizon.
+        cycle: 0 in Warmup, then from 1.
+    """
 
     step: int
     phase: Phase
-    index: int  # of the step in its phase, from 0
-    length: int  # of the phase; in Predict this is the horizon
-    cycle: int  # 0 in Warmup, then from 1
+    index: int
+    length: int
+    cycle: int
 
     @property
     def real(self) -> bool:
@@ -31,11 +39,12 @@ class PhaseState:
         return self.phase is not Phase.PREDICT
 
     def packed(self) -> list[int | str]:
-        """Return it as plain values, for a checkpoint."""
+        """Return the state as plain values, for a checkpoint."""
         return [self.step, str(self.phase), self.index, self.length, self.cycle]
 
     @classmethod
     def unpacked(cls, values: list[Any]) -> "PhaseState":
+        """Return the state whose `values` `packed` returned."""
         step, phase, index, length, cycle = values
         return cls(step, Phase(phase), index, length, cycle)
 
@@ -73,12 +82,13 @@ class PhaseSchedule:
             raise ValueError(f"until is a share of the run, above 0 and at most 1: {self}")
 
     def start(self) -> PhaseState:
+        """Return the state before the first step."""
         if self.warmup:
             return PhaseState(1, Phase.WARMUP, 0, self.warmup, 0)
         return PhaseState(1, Phase.FULL, 0, self.full, 1)
 
     def advance(self, state: PhaseState, event: Event = "step") -> PhaseState:
-        """The state after one nominal step. A rejected jump or a rollback ends the phase; Full begins."""
+        """Return the state one nominal step after `state`; the `event` "rejected" or "rollback" begins a new Full."""
         after = replace(state, step=state.step + 1, index=state.index + 1)
         if event != "step":
             return self._enter(Phase.FULL, after, self.full, state.cycle + 1)
@@ -91,7 +101,7 @@ class PhaseSchedule:
         return self._enter(Phase.FULL, after, self.full, state.cycle + 1)
 
     def unroll(self, steps: int | None = None) -> Iterator[PhaseState]:
-        """The states of a run in which every jump is accepted."""
+        """Yield the states of the first `steps` steps, by default `total`, where every jump is accepted."""
         state = self.start()
         for _ in range(self.total if steps is None else steps):
             yield state
@@ -99,11 +109,11 @@ class PhaseSchedule:
 
     @property
     def computed(self) -> int:
-        """Computed steps among the `total`, where every jump is accepted: what a loop that counts batches will see."""
+        """Computed steps among the `total`, where every jump is accepted: how many batches a loop will use."""
         return sum(state.real for state in self.unroll())
 
     def shares(self) -> dict[Phase, float]:
-        """Each phase's share of the nominal steps that follow Warmup."""
+        """Return each phase's share of the nominal steps that follow Warmup."""
         after = [state.phase for state in self.unroll() if state.phase is not Phase.WARMUP]
         return {phase: after.count(phase) / max(len(after), 1) for phase in Phase if phase is not Phase.WARMUP}
 

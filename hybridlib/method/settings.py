@@ -1,7 +1,6 @@
-"""What a predictor's settings may be, checked where one is made and where a study is read; and which predictors there are.
+"""Which predictors there are, and what their settings may be.
 
-Knows no torch, and reads predictors from their source, so that a study's parameters can be refused before anything heavy
-is imported.
+It knows no torch and reads predictors from their source: parameters are refused before anything heavy is imported.
 """
 
 import ast
@@ -19,7 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number: at least `ge`, above `gt`, at most `le`, below `lt`."""
+    """Bounds of a number: at least `ge`, above `gt`, at most `le`, below `lt`; None is no bound."""
 
     ge: float | None = None
     gt: float | None = None
@@ -76,7 +75,7 @@ def problem(value: Any, kind: Any) -> str:
 
 
 def instead(name: str, known: Iterable[str]) -> str:
-    """Return what to write instead of `name`, which is none of `known`: the nearest of them, or all where none is near."""
+    """Return what to write instead of `name`: the nearest of `known`, or all where none is near."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return (
@@ -85,7 +84,7 @@ def instead(name: str, known: Iterable[str]) -> str:
 
 
 def kinds_of(init: Callable[..., None]) -> dict[str, Any]:
-    """Return the type annotations of a function by argument; `Any` for each where one names what is not to be found."""
+    """Return the type annotations of `init` by argument; `Any` for one that names what is not to be found."""
     try:
         return get_type_hints(init, include_extras=True)
     except Exception:  # whatever a predictor of one's own is annotated with
@@ -93,7 +92,7 @@ def kinds_of(init: Callable[..., None]) -> dict[str, Any]:
 
 
 def checked(init: Callable[..., None]) -> Callable[..., None]:
-    """Wrap an `__init__` so that it raises `ValueError`, naming class, setting and value, for an argument of the wrong kind."""
+    """Return `init`, an `__init__`, checked: a wrong argument raises `ValueError` with class, setting and value."""
     signature = inspect.signature(init)
 
     @wraps(init)
@@ -149,7 +148,7 @@ def broken_files() -> list[str]:
 
 
 def parsed(path: Path, tell: bool = False) -> Any:
-    """Return a file's syntax tree, None for one that is no Python; or, if `tell`, what is wrong with it, None if nothing is."""
+    """Return the syntax tree of the file `path`, None if it is no Python; if `tell`, what is wrong, None if nothing."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8-sig"))
     except (SyntaxError, ValueError, OSError) as error:
@@ -159,6 +158,7 @@ def parsed(path: Path, tell: bool = False) -> Any:
 
 
 def written_kinds(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Kinds:
+    """Return the settings of `cls`, its own or those of the class among `classes` that it derives from."""
     for node in cls.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             return {a.arg: evaluated(a.annotation) for a in (node.args.args + node.args.kwonlyargs)[1:]}
@@ -167,7 +167,7 @@ def written_kinds(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Kinds:
 
 
 def evaluated(annotation: ast.expr | None) -> Any:
-    """Return the type that an annotation names; `Any` for one that neither Python nor `settings` knows."""
+    """Return the type that `annotation` names; `Any` for one that is known neither to Python nor here."""
     try:
         return Any if annotation is None else eval(ast.unparse(annotation), vars(typing) | globals())
     except Exception:  # whatever a predictor of one's own is annotated with
@@ -175,11 +175,12 @@ def evaluated(annotation: ast.expr | None) -> Any:
 
 
 def hinted(cls: type) -> Kinds:
+    """Return the settings of the class `cls`."""
     init = inspect.unwrap(cls.__init__)
     kinds = kinds_of(init)
     return {name: kinds.get(name, Any) for name in list(inspect.signature(init).parameters)[1:]}
 
 
 def snake(name: str) -> str:
-    """Return a class's name as arms give it: MyOwn is my_own."""
+    """Return a class's `name` as arms give it: MyOwn is my_own."""
     return "".join(f"_{c.lower()}" if c.isupper() and at else c.lower() for at, c in enumerate(name))

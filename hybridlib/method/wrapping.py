@@ -1,7 +1,6 @@
-"""What an optimizer must be to wrap another one and be taken for it: by schedulers, scalers, accelerate, a Trainer."""
+"""What makes an optimizer that wraps another one pass for it: with schedulers, scalers, accelerate, a Trainer."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -14,7 +13,7 @@ SCHEDULED = "lr", "betas", "momentum"  # what schedulers of learning rates set
 
 
 class WrappingOptimizer(Optimizer):
-    """An optimizer whose parameter groups, state and defaults are those of the one that it wraps, now and after loading.
+    """An optimizer whose parameter groups, state and defaults are those of the one that it wraps, after loading too.
 
     Its state dictionary is the wrapped optimizer's, with a subclass's `extra_state` beside it under `hybrid`.
 
@@ -32,8 +31,8 @@ class WrappingOptimizer(Optimizer):
         return self.optimizer.param_groups
 
     @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        self.optimizer.param_groups = groups
+    def param_groups(self, param_groups: list[dict[str, Any]]) -> None:
+        self.optimizer.param_groups = param_groups
 
     @property
     def state(self) -> Any:
@@ -52,18 +51,19 @@ class WrappingOptimizer(Optimizer):
         self.optimizer.defaults = defaults
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Free all gradients, or fill them with zeros if not `set_to_none`."""
         self.optimizer.zero_grad(set_to_none=set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters to the wrapped optimizer."""
+        """Add `param_group`, its `params` and their settings, to the wrapped optimizer."""
         self.optimizer.add_param_group(param_group)
 
     def extra_state(self, materialize: bool) -> dict[str, Any]:
-        """Return what the wrapped optimizer's state lacks, as plain values and tensors; `materialize` as for `state_dict`."""
+        """Return what the wrapped optimizer's state lacks; `materialize` as for `state_dict`."""
         raise NotImplementedError
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
-        """Take back what `extra_state` returned."""
+        """Go on from `extra`, which `extra_state` returned."""
         raise NotImplementedError
 
     def state_dict(self, materialize: bool = True) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class WrappingOptimizer(Optimizer):
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was called. The wrapped optimizer's own state dictionary is taken as well."""
+        """Go on from `state_dict`; a state dictionary of the wrapped optimizer alone is taken as well."""
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = state_dict if (changed := hook(self, state_dict)) is None else changed
@@ -92,14 +92,14 @@ class WrappingOptimizer(Optimizer):
             hook(self)
 
     def load_wrapped(self, state_dict: dict[str, Any]) -> None:
-        """Load the wrapped optimizer's part of a state dictionary; what schedulers set, by the clock, stays as it is."""
+        """Load the wrapped optimizer's part of `state_dict`; what schedulers set, by the clock, stays as it is."""
         scheduled = [{key: group[key] for key in SCHEDULED if key in group} for group in self.param_groups]
         self.optimizer.load_state_dict({key: value for key, value in state_dict.items() if key != "hybrid"})
         for group, now in zip(self.param_groups, scheduled):
             group.update(now)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy takes: as for any optimizer no hooks, and no `step` that a scheduler put in place of the class's."""
+        """Return what a copy takes: no hooks, as for any optimizer, and no `step` that a scheduler put in its place."""
         return {key: value for key, value in vars(self).items() if key not in ("step", *hookless())}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -108,23 +108,23 @@ class WrappingOptimizer(Optimizer):
 
 
 def hookless() -> dict[str, Any]:
-    """Return what every optimizer carries besides parameter groups, state and defaults: its hooks, of which there are none yet."""
+    """Return what every optimizer carries besides groups, state and defaults: its hooks, none yet."""
     plain = Optimizer([torch.empty(0)], {})
     return {key: value for key, value in vars(plain).items() if key not in ("param_groups", "state", "defaults")}
 
 
 def wrapped(optimizer: Any) -> list[Any]:
-    """Return an optimizer and those that it wraps, the outermost first."""
+    """Return `optimizer` and those that it wraps, the outermost first."""
     return [optimizer, *wrapped(inner)] if (inner := getattr(optimizer, "optimizer", None)) is not None else [optimizer]
 
 
 def states_of(optimizer: Any) -> list[dict[Any, dict[str, Any]]]:
-    """Return the states of an optimizer and of those that it wraps, by parameter; one that is shared once."""
+    """Return the states of `optimizer` and of those that it wraps, each by parameter; a shared one once."""
     return list({id(part.state): part.state for part in wrapped(optimizer)}.values())
 
 
 def forget_moments(optimizer: Optimizer, moments: Moments) -> None:
-    """Do to an optimizer's state what a jump does: "keep" it, "decay" its first moments by half, or "reset" everything."""
+    """Do to the state of `optimizer` what `moments` says: "keep" it, "decay" first moments by half, or "reset" it."""
     for state in states_of(optimizer) if moments != "keep" else ():
         if moments == "reset":
             state.clear()
@@ -134,57 +134,9 @@ def forget_moments(optimizer: Optimizer, moments: Moments) -> None:
                     kept[key].mul_(0.5)
 
 
-def predictable(optimizer: Optimizer, names: dict[Tensor, str]) -> list[tuple[str, Tensor]]:
-    """Return an optimizer's parameters that can be predicted: floating-point and not empty.
-
-    Those with a name come first, in the order of `names`; the others are numbered by their place in the optimizer.
-
-    Raises:
-        ValueError: where two parameters have one name, under which only one of them could be remembered.
-    """
-    held = {
-        weight: f"parameter.{at}"
-        for at, weight in enumerate(w for group in optimizer.param_groups for w in group["params"])
-    }
-    order = [*(weight for weight in names if weight in held), *(weight for weight in held if weight not in names)]
-    found = [(names.get(w, held[w]), w) for w in order if w.is_floating_point() and w.numel()]
-    if twice := [name for name, times in Counter(name for name, _ in found).items() if times > 1]:
-        raise ValueError(f"several parameters are named {', '.join(twice)}: give each a name of its own")
-    return found
-
-
-def first_names(named: Iterable[tuple[str, Tensor]]) -> dict[Tensor, str]:
-    """Return names by parameter; one that is shared keeps the first of its names.
-
-    Raises:
-        TypeError: for parameters without names, as `model.parameters()` gives them.
-    """
-    names: dict[Tensor, str] = {}
-    for pair in named:
-        if not (isinstance(pair, tuple) and isinstance(pair[0], str)):
-            raise TypeError(
-                "named_parameters are pairs of a name and a parameter, as model.named_parameters() gives them"
-            )
-        names.setdefault(pair[1], pair[0])
-    return names
-
-
-class ChosenByGroup:
-    """Says of a parameter what the `orthogonalize` key of its parameter group says, and None where the group has none."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        groups = (group for group in optimizer.param_groups if "orthogonalize" in group)
-        self.said: dict[Tensor, bool] = {
-            weight: group["orthogonalize"] for group in groups for weight in group["params"]
-        }
-
-    def __call__(self, name: str, weight: Tensor) -> bool | None:
-        return self.said.get(weight)
-
-
 @torch.no_grad()
 def unscaled(optimizer: Optimizer) -> bool:
-    """Divide the gradients by the factor that a GradScaler leaves to a step, if it does; return whether they are finite."""
+    """Divide the gradients of `optimizer` by what a GradScaler left to it; return whether they are finite."""
     if getattr(optimizer, "found_inf", False):
         return False
     if (scale := getattr(optimizer, "grad_scale", None)) is not None:
@@ -194,13 +146,13 @@ def unscaled(optimizer: Optimizer) -> bool:
 
 
 def replayed(closure: Callable[[], Any], found: Any) -> Callable[[], Any]:
-    """Return a closure whose first evaluation has been made already, with this result."""
+    """Return `closure` with its first evaluation already made, whose result was `found`."""
     made = [found]
     return lambda: made.pop() if made else closure()
 
 
 def mean_over_ranks(loss: Tensor | float) -> float:
-    """Return a loss averaged over all ranks, so that each decides alike by it; as it is where there is one process."""
+    """Return `loss`, a scalar in nats, averaged over all ranks, so that each rank decides alike."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return float(loss.detach() if isinstance(loss, Tensor) else loss)
     total = loss.detach().double().clone() if isinstance(loss, Tensor) else torch.tensor(loss, dtype=torch.float64)

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from hybridlib.method.guards import DivergenceMonitor, accepts_jump
+from hybridlib.method.guards import DivergenceMonitor
 from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.optimizer import HybridOptimizer
 from hybridlib.method.schedule import Phase, PhaseState
@@ -125,7 +125,7 @@ class HybridTrainer:
         jump_s = self.meter.stop() - started_s
         after = mean_over_ranks(self.objective.probe(batch))
         before = self.last_loss if self.monitor.mean is None else self.monitor.mean
-        if accepts_jump(before, after, self.optimizer.jump_margin_nats):
+        if self.optimizer.gate.within(before, after):
             self.monitor.jumped(after)
             self._coasting = [replace(begun, step=begun.step + i, index=i) for i in range(1, horizon)]
             events.append("jump")

@@ -1,4 +1,4 @@
-"""What a predictor is, and what all of them share."""
+"""What a predictor is, and what all predictors share."""
 
 import re
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ Weights = Sequence[tuple[str, Tensor]]  # the named parameters that an optimizer
 
 
 class Predictor(ABC):
-    """Moves the weights in Predict to where training would have taken them. It never sees a batch, a loss or the optimizer.
+    """Move the weights in Predict to where training would have taken them, without a batch, a loss or the optimizer.
 
     A subclass's settings are the arguments of its `__init__`; those with a type of `hybridlib.method.settings`, or a
     plain bool, int, float or str, are checked when it is made. Defining the class is enough to use it by name.
@@ -24,9 +24,8 @@ class Predictor(ABC):
     Attributes:
         store: what it remembers between calls, off the device, tensor by tensor.
         copies: that memory in multiples of the parameters.
-        orthogonalizes: says of a parameter, by name and tensor, whether it acts as a linear map and is moved as one;
-            `HybridOptimizer` sets it where its user says so. None, and what it says None of, is left to `is_matrix` and
-            `is_embedding`.
+        orthogonalizes: a predicate, by name and tensor: whether a parameter is moved as a linear map. `HybridOptimizer`
+            sets it where its user says so. Without it, or where it returns None, `is_matrix` and `is_embedding` decide.
     """
 
     copies: int = 0
@@ -36,7 +35,7 @@ class Predictor(ABC):
         self.orthogonalizes: Callable[[str, Tensor], bool | None] | None = None
 
     def __init_subclass__(cls, by_name: bool = True, **options: Any) -> None:
-        """`by_name=False` keeps a class from being an arm's choice."""
+        """Make the class an arm's choice, unless `by_name` is False."""
         super().__init_subclass__(**options)
         if "__init__" in cls.__dict__:
             cls.__init__ = checked(cls.__init__)
@@ -44,10 +43,10 @@ class Predictor(ABC):
             _DEFINED[snake(cls.__name__)] = cls
 
     def start(self, weights: Weights) -> None:
-        """Remember what is needed: a Full phase begins, and its first step is about to be taken."""
+        """Remember what is needed of `weights`: a Full phase begins, and its first step is about to be taken."""
 
     def observe(self, weights: Weights) -> None:
-        """Take in the weights after a computed step."""
+        """Take in `weights` after a computed step."""
 
     @abstractmethod
     def predict(self, weights: Weights, horizon: int, progress: float) -> None:
@@ -60,7 +59,7 @@ class Predictor(ABC):
         """
 
     def forget(self) -> None:
-        """Forget the path: the jump was undone or the run rolled back, and it no longer leads to these weights."""
+        """Forget the path: a jump was undone or the run rolled back, and the path no longer leads to the weights."""
         self.store.clear()
 
     def state_dict(self) -> dict[str, StoredTensor]:
@@ -68,7 +67,7 @@ class Predictor(ABC):
         return self.store.entries()
 
     def load_state_dict(self, state: dict[str, Tensor | StoredTensor]) -> None:
-        """Remember what `state_dict` returned, its tensors read or not."""
+        """Remember `state`, which `state_dict` returned, its tensors read or not."""
         self.store.keep(state.items())
 
 
@@ -81,9 +80,9 @@ def defined() -> dict[str, type[Predictor]]:
 
 
 class History(Predictor):
-    """Keeps the last `window` iterates since the last jump, for predictors that are fitted to a path.
+    """Keep the last `window` iterates since the last jump, for predictors that are fitted to a path.
 
-    A path is broken by a jump: what follows it is a new one, so Correct's steps count for the next forecast.
+    A jump breaks the path: what follows is a new one, so Correct's steps count for the next forecast.
 
     Args:
         window: how many iterates to keep, at least 3.
@@ -112,7 +111,7 @@ class History(Predictor):
 
     @abstractmethod
     def forecast(self, weights: Weights, horizon: int) -> None:
-        """Write the weights expected `horizon` steps ahead, in place, from three iterates or more."""
+        """Write the `weights` expected `horizon` steps ahead, in place, from three iterates or more."""
 
     @property
     def taken(self) -> int:
@@ -120,28 +119,28 @@ class History(Predictor):
         return int(self.store.get("taken")) if "taken" in self.store else 0
 
     def iterates(self, name: str, weight: Tensor) -> Tensor:
-        """Return (kept, elements) float32, oldest first, on the weight's device."""
+        """Return the iterates of the parameter `name`, (kept, elements) float32, oldest first, where `weight` lies."""
         kept = range(max(self.taken - self.window, 0), self.taken)
         return torch.stack(
             [self.store.get(f"{at % self.window}.{name}", weight.device).float().flatten() for at in kept]
         )
 
     def displacements(self, name: str, weight: Tensor) -> Tensor:
-        """Return (kept - 1, elements) float32: what each step moved, oldest first."""
+        """Return what each step moved the parameter `name`: as `iterates` of `weight`, one row fewer."""
         return self.iterates(name, weight).diff(dim=0)
 
 
 def is_matrix(name: str, weight: Tensor) -> bool:
-    """Return whether a parameter acts as a linear map, by its axes and its name.
+    """Return whether a parameter acts as a linear map, by its `name` and the axes of `weight`.
 
     Weights of linear layers and output heads have two axes, kernels of convolutions more, of which the first is the
-    output's. Tables of embeddings, of tokens or of positions, are none.
+    output's. Tables of embeddings, of tokens or of positions, are no linear maps.
     """
     return weight.ndim >= 2 and not is_table(name)
 
 
 def is_embedding(name: str, weight: Tensor) -> bool:
-    """Return whether a parameter is a table of embeddings, tied to the output head or not; one of positions is none."""
+    """Return whether `name` and the axes of `weight` are those of a table of token embeddings, tied or not."""
     return weight.ndim == 2 and is_table(name) and not POSITIONS & words(name)
 
 
@@ -149,11 +148,11 @@ POSITIONS = {"wpe", "pos", "position", "positions", "positional"}
 
 
 def is_table(name: str) -> bool:
-    """Return whether a name speaks of embeddings: GPT-2's `wte` and `wpe`, `tok_emb`, `embed_tokens`, `word_embeddings`."""
+    """Return whether `name` is that of embeddings: GPT-2's `wte` and `wpe`, `tok_emb`, `embed_tokens`, and the like."""
     tables = bool({"wte", "wpe"} & words(name)) or any("embed" in word or word == "emb" for word in words(name))
     return tables and not {"proj", "projection"} & words(name)  # what embeds patches of an image is a linear map
 
 
 def words(name: str) -> set[str]:
-    """Return the words of a parameter's name: `transformer.tok_emb.weight` has transformer, tok, emb, weight."""
+    """Return the words of a parameter's `name`: `transformer.tok_emb.weight` has transformer, tok, emb, weight."""
     return set(re.split(r"[._]", name.lower()))

@@ -1,4 +1,4 @@
-"""Controls: arms that must not work."""
+"""Controls: predictors that must not work."""
 
 import zlib
 
@@ -10,14 +10,14 @@ from hybridlib.method.predictors.spectral import Spectral
 
 
 class Hold(Predictor):
-    """Predicts that nothing changes, which is what skipping the steps does."""
+    """Predict that nothing changes, which is what skipping the steps does."""
 
     def predict(self, weights: Weights, horizon: int, progress: float) -> None:
         pass
 
 
 class Sham(Spectral):
-    """A random direction with the norm of each tensor's spectral jump. If it does as well, direction is nothing.
+    """Jump in a random direction, each tensor as far as Spectral would: what distance alone does.
 
     Args: those of `Spectral`.
     """

@@ -1,3 +1,5 @@
+"""Outer Nesterov momentum: the last displacement, and those before it, go on."""
+
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -11,8 +13,9 @@ BATCH_ELEMENTS = 5 << 20  # small matrices share a call; a large one fills the m
 
 
 class Nesterov(Predictor):
-    """Outer Nesterov momentum on the displacement between landing points (DiLoCo, Douillard et al. 2023, algorithm 1,
-    with one worker). The displacement since the last landing is replaced by `gain` times its look-ahead.
+    """Replace the displacement since the last landing point by `gain` times its Nesterov look-ahead.
+
+    This is the outer optimizer of DiLoCo (Douillard et al. 2023, algorithm 1) with one worker.
 
     Args:
         gain: how many times the look-ahead the weights move from the last landing.
@@ -30,7 +33,7 @@ class Nesterov(Predictor):
         self.gain, self.momentum, self.fade, self.fade_from = gain, momentum, fade, fade_from
 
     def start(self, weights: Weights) -> None:
-        """The first landing point is where learning began; later ones are the predictor's own."""
+        """Take `weights` for the first landing point, where training began; later ones are the predictor's own."""
         if not self.store.names():
             for name, weight in weights:
                 self.store.put(f"anchor.{name}", weight)
@@ -47,7 +50,7 @@ class Nesterov(Predictor):
                 self.store.put(f"anchor.{name}", weight)
 
     def _look_ahead(self, name: str, weight: Tensor) -> Tensor:
-        """Where the momentum, which is brought up to date, points from the last landing. Holds two copies of a weight, no more."""
+        """Bring the momentum up to date; return where it points from the last landing, with two copies of a weight."""
         anchor, momentum = (self.store.get(f"{what}.{name}", weight.device) for what in ("anchor", "momentum"))
         displacement = torch.sub(weight, anchor, out=anchor)
         momentum.mul_(self.momentum).add_(displacement)
@@ -55,16 +58,16 @@ class Nesterov(Predictor):
         return displacement.add_(momentum, alpha=self.momentum)
 
     def gain_of(self, name: str, weight: Tensor) -> float:
-        """How many times the direction a parameter's jump is, before it fades; here the same for all."""
+        """Return how many times its direction the parameter `name`, `weight`, moves, before the gain fades."""
         return self.gain
 
     def directions(self, group: Weights, ahead: list[Tensor]) -> list[Tensor]:
-        """The jump's direction for parameters of equal shape; here the look-ahead as it is."""
+        """Return the jump's directions for a `group` of parameters of equal shape, given their look-aheads `ahead`."""
         return ahead
 
 
 def of_equal_shape(weights: Weights) -> Iterator[Weights]:
-    """All parameters, in batches of equal shape and of at most `BATCH_ELEMENTS`, or of one."""
+    """Yield `weights` in groups of equal shape, each of at most `BATCH_ELEMENTS` elements or of one parameter."""
     by_shape = sorted(weights, key=lambda named: tuple(named[1].shape))
     for shape, group in groupby(by_shape, key=lambda named: named[1].shape):
         together, size = list(group), max(BATCH_ELEMENTS // shape.numel(), 1)

@@ -20,12 +20,12 @@ TOGETHER = {"fp32": 10, "bf16": 3}  # iterations of Muon's quintic on the small 
 class Spectral(Nesterov):
     """Outer Nesterov whose look-ahead is orthogonalized on every weight matrix.
 
-    The singular directions that training moves little are moved as far as those that it moves most, by the mean of what
-    it moves them: the jump is the look-ahead's projection on its own orthogonal form, so it sizes itself. A look-ahead
-    along few directions gives a short jump, where keeping the Frobenius norm would blow up all the others. So it is with
-    the table of token embeddings, if `embeddings`: a row that did not move stays. All else, vectors and positions,
-    follows plain outer Nesterov with a gain of its own, `vector_gain`: what is not orthogonalized keeps its length, and
-    the gain that suits matrices would overshoot.
+    A matrix moves along all singular directions of its look-ahead equally far, by the mean of what training moved them:
+    the jump is the look-ahead's projection on its own orthogonal form, so it sizes itself. A look-ahead along few
+    directions gives a short jump, where keeping the Frobenius norm would blow up all others. The table of token
+    embeddings moves so too, if `embeddings`; a row that did not move stays. Vectors and positions follow plain outer
+    Nesterov with the gain `vector_gain`: what is not orthogonalized keeps its length, and the gain that suits matrices
+    would overshoot.
 
     Args:
         gain: how many times its look-ahead's orthogonal form a matrix moves.
@@ -67,16 +67,16 @@ class Spectral(Nesterov):
         return self.gain if self.is_linear(name, weight) else self.vector_gain
 
     def is_linear(self, name: str, weight: Tensor) -> bool:
-        """Return whether a parameter is orthogonalized: as the user says, else by its axes and name."""
+        """Return whether the parameter `name`, `weight`, is orthogonalized: as the user says, else by axes and name."""
         if (said := self.orthogonalizes and self.orthogonalizes(name, weight)) is not None:
             return weight.ndim > 1 and said
         return is_matrix(name, weight) or (self.embeddings and is_embedding(name, weight))
 
 
 class Polar(Spectral):
-    """Spectral with fewer products: each iteration's quintic is the best there is for where the singular values then lie.
+    """Spectral with fewer products: each iteration's quintic is the best for where the singular values lie by then.
 
-    All iterations run on the matrices' small side, so the large one is met twice, however many there are.
+    All iterations run on a matrix's smaller side, so its larger side is multiplied twice, however many there are.
 
     Args:
         gain, momentum, fade, fade_from, precision, embeddings, vector_gain: as for `Spectral`.
@@ -102,17 +102,17 @@ class Polar(Spectral):
 
 
 def orthogonalize(matrices: Tensor, quintics: Sequence[Quintic], together: int, dtype: torch.dtype) -> Tensor:
-    """Return each matrix with all of its singular values pushed to about their mean.
+    """Return each matrix D with all of its singular values pushed to about their mean.
 
-    The orthogonal form U is scaled to the projection of D on it, <D, U> / <U, U>: with all of U's singular values equal
-    that is D's nuclear norm over its rank, the length of the steepest descent in the spectral norm (Bernstein and Newhouse
-    2024, "Old optimizer, new norm", proposition 5). A matrix of zeros stays one.
+    The orthogonal form U of D is scaled by <D, U> / <U, U>: where U's singular values are equal that is D's nuclear
+    norm over its rank, the length of the steepest descent in the spectral norm (Bernstein and Newhouse 2024, "Old
+    optimizer, new norm", proposition 5). A matrix of zeros stays one.
 
     Args:
         matrices: (n, rows, columns), of any floating-point type.
         quintics: one an iteration; each takes every singular value s, at most 1, to a s + b s^3 + c s^5.
-        together: iterations on the matrices' smaller side before the matrix itself is met again, at least 1. What rounding
-            does to the small side grows with every iteration that the matrix does not correct.
+        together: iterations on the smaller side before the matrix itself is multiplied again, at least 1. Rounding of
+            the smaller side grows with every iteration that the matrix does not correct.
         dtype: of the products.
     """
     given, matrices = matrices, matrices.to(torch.promote_types(matrices.dtype, torch.float32))
@@ -127,7 +127,7 @@ def orthogonalize(matrices: Tensor, quintics: Sequence[Quintic], together: int, 
 
 
 def iterate(u: Tensor, quintics: Sequence[Quintic]) -> Tensor:
-    """Return (..., rows, columns) after one quintic after another, all of them on the smaller side's Gram matrix."""
+    """Return `u`, (..., rows, columns), after one of `quintics` after another, on the smaller side's Gram matrix."""
     tall = u.shape[-2] > u.shape[-1]
     gram, total = u.mT @ u if tall else u @ u.mT, None
     for left, (a, b, c) in zip(reversed(range(len(quintics))), quintics):
@@ -139,13 +139,13 @@ def iterate(u: Tensor, quintics: Sequence[Quintic]) -> Tensor:
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Return (n, 1, 1), the inner products of (n, rows, columns) twice, without a product of their elements in memory."""
+    """Return the inner products, (n, 1, 1), of `a` and `b`, (n, rows, columns), without their product in memory."""
     return torch.stack([torch.dot(x, y) for x, y in zip(a.flatten(1), b.flatten(1))]).view(-1, 1, 1)
 
 
 @cache
 def best_quintics(iterations: int, least: float) -> tuple[Quintic, ...]:
-    """Return the composition of odd quintics nearest to one on [least, 1].
+    """Return the odd quintics, one for each of `iterations`, whose composition is nearest to one on [least, 1].
 
     Each is the best on the interval that the one before leaves (Amsel et al. 2025, "The Polar Express", theorem 3.1).
     Raises `ValueError` unless 0 < least < 1.
@@ -162,9 +162,9 @@ def best_quintics(iterations: int, least: float) -> tuple[Quintic, ...]:
 
 
 def best_quintic(low: float, high: float) -> tuple[Quintic, float]:
-    """Return the odd quintic with the least largest distance to one on [low, high], and that distance.
+    """Return the odd quintic with the least largest distance to one on [`low`, `high`], and that distance.
 
-    By Remez exchange: the distance is met with changing sign at the ends and at the two extrema between them.
+    Found by Remez exchange: the distance is met with changing sign at the ends and at the two extrema between them.
     """
     inside = np.array([(3 * low + high) / 4, (low + 3 * high) / 4])
     for _ in range(100):

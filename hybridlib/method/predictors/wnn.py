@@ -1,3 +1,5 @@
+"""A small network that forecasts weights from their displacements."""
+
 import torch
 from torch import Tensor, nn
 
@@ -6,11 +8,11 @@ from hybridlib.method.settings import Count, Window
 
 
 class Wnn(History):
-    """A small network that forecasts each weight from its own recent displacements, fitted online.
+    """Forecast each weight from its own recent displacements by a small network, fitted online.
 
     After Weight Nowcaster Networks (Jang et al. 2023, "Learning to boost training by periodic nowcasting near future
-    weights", section 3), but fitted on nothing except the run's own steps before each jump: from `inputs` displacements in
-    a row to the next one, elements drawn at random, each tensor scaled by its root mean square. A forecast feeds on
+    weights", section 3), but fitted on nothing except the run's own steps before each jump: from `inputs` displacements
+    in a row to the next one, elements drawn at random, each tensor scaled by its root mean square. A forecast feeds on
     itself until the horizon.
 
     Args:
@@ -43,7 +45,7 @@ class Wnn(History):
             weight.add_((total.to(moved) * scale).view_as(weight).to(weight.dtype), alpha=self.gain)
 
     def _examples(self, name: str, weight: Tensor, inputs: int, generator: torch.Generator) -> Tensor:
-        """(samples, inputs + 1): runs of displacements of elements drawn at random, scaled by the tensor's size of step."""
+        """Return (samples, inputs + 1): displacements in a row of random elements, over their root mean square."""
         moved = self.displacements(name, weight).cpu()
         count = max(self.samples * weight.numel() // 1_000_000, 64)
         element = torch.randint(moved.shape[1], (count,), generator=generator)
@@ -54,7 +56,10 @@ class Wnn(History):
 
 @torch.enable_grad()
 def fitted(inputs: Tensor, targets: Tensor, width: int, generator: torch.Generator, steps: int = 100) -> nn.Module:
-    """A network of one hidden layer, trained by Adam on the mean squared error of all examples at once."""
+    """Return a network with a hidden layer of `width`, trained to give `targets`, (n, 1), from `inputs`, (n, inputs).
+
+    Adam takes `steps` steps on the mean squared error of all examples; weights are drawn by `generator`.
+    """
     network = nn.Sequential(nn.Linear(inputs.shape[1], width), nn.GELU(), nn.Linear(width, 1))
     for parameter in network.parameters():
         bound = 1 / parameter.shape[-1] ** 0.5

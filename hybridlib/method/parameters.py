@@ -1,0 +1,130 @@
+"""The parameters that a predictor moves: their names, which can be predicted, which are moved as matrices."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hybridlib.method.offload import TensorStore
+from hybridlib.method.predictors.base import Predictor, Weights
+from hybridlib.method.schedule import Phase
+
+
+class PredictedParameters:
+    """The parameters of an optimizer that its predictor can move, and those that it follows now.
+
+    A parameter group's `orthogonalize`, where it has that key, tells the predictor which parameters are matrices,
+    unless a predicate has told it.
+
+    Args:
+        optimizer: the one that holds the parameters.
+        named_parameters: pairs of a name and a parameter; parameters without a name are numbered.
+        named_buffers: what a forward pass changes besides, to be put back with the parameters.
+        predictor: what moves them.
+
+    Attributes:
+        all: those that can be predicted, frozen ones among them.
+        path: the names of those that the predictor follows; None before it follows any.
+        before_jump: the weights and buffers as the last jump found them.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        named_buffers: Iterable[tuple[str, Tensor]],
+        predictor: Predictor,
+    ) -> None:
+        self.optimizer, self.predictor = optimizer, predictor
+        self.before_jump = TensorStore()
+        self._buffers = list(named_buffers)
+        self.path: list[str] | None = None
+        self._names = first_names(named_parameters)
+        self.renew()
+
+    def renew(self) -> None:
+        """Take in the optimizer's parameter groups as they are now."""
+        self.all: Weights = predictable(self.optimizer, self._names)
+        chosen, told_before = ChosenByGroup(self.optimizer), self.predictor.orthogonalizes
+        if chosen.said and (told_before is None or isinstance(told_before, ChosenByGroup)):
+            self.predictor.orthogonalizes = chosen
+
+    @property
+    def weights(self) -> Weights:
+        """The parameters that are predicted: those that require gradients now."""
+        return [(name, weight) for name, weight in self.all if weight.requires_grad]
+
+    def followed(self, phase: Phase) -> Weights:
+        """Return the weights for the predictor to follow in `phase`.
+
+        Where other parameters require gradients than before, the path so far is not theirs: a new one begins.
+        """
+        weights = self.weights
+        before, self.path = self.path, [name for name, _ in weights]
+        if before is not None and self.path != before:
+            self.predictor.forget()
+            if phase in (Phase.FULL, Phase.PREDICT):
+                self.predictor.start(weights)
+        return weights
+
+    def keep(self) -> None:
+        """Keep what a jump is about to change."""
+        self.before_jump.keep(self._changed(self.weights))
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Put back what was kept."""
+        for name, tensor in self._changed(self.all):
+            if name in self.before_jump:
+                self.before_jump.read(name, tensor.detach())
+
+    def _changed(self, weights: Weights) -> Iterator[tuple[str, Tensor]]:
+        yield from ((f"weight.{name}", weight) for name, weight in weights)
+        yield from ((f"buffer.{name}", buffer) for name, buffer in self._buffers)
+
+
+def predictable(optimizer: Optimizer, names: dict[Tensor, str]) -> list[tuple[str, Tensor]]:
+    """Return the parameters of `optimizer` that can be predicted: floating-point and not empty.
+
+    Those with a name come first, in the order of `names`; the others are numbered by their place in the optimizer.
+    Raises `ValueError` where two parameters have one name, under which only one of them could be remembered.
+    """
+    held = {
+        weight: f"parameter.{at}"
+        for at, weight in enumerate(w for group in optimizer.param_groups for w in group["params"])
+    }
+    order = [*(weight for weight in names if weight in held), *(weight for weight in held if weight not in names)]
+    found = [(names.get(w, held[w]), w) for w in order if w.is_floating_point() and w.numel()]
+    if twice := [name for name, times in Counter(name for name, _ in found).items() if times > 1]:
+        raise ValueError(f"several parameters are named {', '.join(twice)}: give each a name of its own")
+    return found
+
+
+def first_names(named: Iterable[tuple[str, Tensor]]) -> dict[Tensor, str]:
+    """Return names by parameter from `named` pairs; one that is shared keeps the first of its names.
+
+    Raises `TypeError` for parameters without names, as `model.parameters()` gives them.
+    """
+    names: dict[Tensor, str] = {}
+    for pair in named:
+        if not (isinstance(pair, tuple) and isinstance(pair[0], str)):
+            raise TypeError(
+                "named_parameters are pairs of a name and a parameter, as model.named_parameters() gives them"
+            )
+        names.setdefault(pair[1], pair[0])
+    return names
+
+
+class ChosenByGroup:
+    """A predicate: what the `orthogonalize` key of a parameter's group in `optimizer` says; None where it has none."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        groups = (group for group in optimizer.param_groups if "orthogonalize" in group)
+        self.said: dict[Tensor, bool] = {
+            weight: group["orthogonalize"] for group in groups for weight in group["params"]
+        }
+
+    def __call__(self, name: str, weight: Tensor) -> bool | None:
+        return self.said.get(weight)
