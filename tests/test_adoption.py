@@ -1,4 +1,4 @@
-"""HybridOptimizer in the loops that people have: plain PyTorch, mixed precision, transformers, accelerate, Lightning's contract."""
+"""HybridOptimizer in people's loops: plain PyTorch, mixed precision, transformers, accelerate, Lightning's contract."""
 
 import copy
 import difflib
@@ -484,7 +484,7 @@ def test_a_gradient_where_a_jump_is_due_is_refused() -> None:
 @pytest.mark.parametrize("with_scheduler", [False, True])
 @pytest.mark.parametrize("at", [0, 5, 12, 20])
 def test_a_copy_goes_on_by_itself_as_the_first_would(how: Callable[[Any], Any], with_scheduler: bool, at: int) -> None:
-    """A scheduler puts a `step` of its own into the optimizer: a copy with that one would move the first one's weights."""
+    """A scheduler puts its own `step` into the optimizer: a copy with that one would move the first one's weights."""
     model = make()
     optimizer = hybrid(model)
     if with_scheduler:
@@ -638,8 +638,8 @@ def transformers_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
             )
         )
         arguments = transformers.TrainingArguments(
-            str(folder / where), max_steps=SHORT.computed, per_device_train_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True,
-            logging_strategy="no", seed=7, **settings,
+            str(folder / where), max_steps=SHORT.computed, per_device_train_batch_size=4, report_to=[], use_cpu=True,
+            disable_tqdm=True, logging_strategy="no", seed=7, **settings,
         )  # fmt: skip
         optimizer = hybrid(model, schedule=SHORT)
         rate = LambdaLR(optimizer, lambda _: 1 - optimizer.nominal_steps / 40)

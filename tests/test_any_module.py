@@ -668,7 +668,8 @@ def test_a_predictor_defined_in_a_notebook_is_used_by_object_and_by_name() -> No
 
 
 ANYTHING = st.one_of(
-    st.none(), st.booleans(), st.integers(-2, 40), st.floats(-2, 2), st.sampled_from([math.nan, math.inf, -math.inf, 1e-12, 1 - 1e-12]),
+    st.none(), st.booleans(), st.integers(-2, 40), st.floats(-2, 2),
+    st.sampled_from([math.nan, math.inf, -math.inf, 1e-12, 1 - 1e-12]),
     st.sampled_from(["fp32", "bf16", "fp16", ""]), st.just([]),
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Two processes that train one model: the same weights on both, the same decisions, and nothing sent for a predicted step."""
+"""Two processes that train one model: the same weights, the same decisions, nothing sent for a predicted step."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a public function, class or method takes is said where it is defined; and no file is too long to be read at once."""
+"""What a public function, class or method takes is said where it is defined; no file is too long to be read at once."""
 
 import ast
 import re

@@ -65,7 +65,7 @@ def within(package: str, names: set[str]) -> set[str]:
 
 
 def knows(name: str, known: set[str]) -> bool:
-    """Whether these modules are among what is known; of `hybridlib.training` itself, which holds a number, all may know."""
+    """Whether these modules are among what is known; all may know `hybridlib.training` itself, which holds a number."""
     return bool(within(name, known) - {"hybridlib.training"})
 
 

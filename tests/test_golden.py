@@ -1,11 +1,11 @@
 """Golden trajectories: what a run computes, feature by feature, held to the last digit.
 
 `tests/golden/<feature>.csv` is the loss, gradient norm, event and held-out loss of every step of a tiny run, as the code
-computed them when `made_by.json` was written. On the machine and versions named there they must be equal to the last digit,
-weights included; elsewhere they must agree to a relative 1e-5 (`LOOSER` names the features that rounding makes differ more).
+computed them when `made_by.json` was written. On the machine and versions named there they must be equal to the last
+digit, weights included; elsewhere they must agree to a relative 1e-5 (`LOOSER` names what rounding makes differ more).
 
-A change of code that leaves them alone makes no record stale. When they differ: mend the change; or, if runs are meant to
-compute something else from now on, raise `NUMERICS` in `hybridlib/training/__init__.py` and record them again:
+A change of code that leaves them alone makes no record stale. When they differ: mend the change; or, if runs are meant
+to compute something else from now on, raise `NUMERICS` in `hybridlib/training/__init__.py` and record them again:
 
     pytest tests/test_golden.py --record-golden
 """
@@ -29,7 +29,10 @@ from hybridlib.training.experiment import train
 GOLDEN = Path(__file__).parent / "golden"
 MADE_BY = GOLDEN / "made_by.json"
 COLUMNS = ["step", "phase", "real", "loss", "grad_norm", "tokens_trained", "event"]
-MEND = "mend the change, or raise NUMERICS in hybridlib/training/__init__.py and run `pytest tests/test_golden.py --record-golden`"
+MEND = (
+    "mend the change, or raise NUMERICS in hybridlib/training/__init__.py and "
+    "run `pytest tests/test_golden.py --record-golden`"
+)
 
 SCHEDULE = HYBRID["schedule"]
 PLAIN = dict(arm="baseline", role="baseline")
@@ -156,7 +159,8 @@ def test_torch_is_the_one_that_the_golden_runs_were_made_with() -> None:
     made, here = json.loads(MADE_BY.read_text())["versions"]["torch"], provenance.versions()["torch"]
     same = made.split(".")[:2] == here.split(".")[:2]
     assert same, (
-        f"torch {here} is installed, golden trajectories were made by {made}: compare them, then raise NUMERICS or record again"
+        f"torch {here} is installed, golden trajectories were made by {made}: "
+        "compare them, then raise NUMERICS or record again"
     )
 
 

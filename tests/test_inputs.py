@@ -1,4 +1,4 @@
-"""Broken parameter files, notebooks and corpora: a clear error or a valid run, never a traceback, never a file elsewhere."""
+"""Broken parameter files, notebooks and corpora: a clear error or a valid run, no traceback, no file elsewhere."""
 
 import copy
 import warnings

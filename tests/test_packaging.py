@@ -1,4 +1,4 @@
-"""Packages: pyproject.toml says what is needed, requirements.lock which versions the records were made with; nothing else does."""
+"""Packages: pyproject.toml says what is needed, requirements.lock which versions the records were made with."""
 
 import ast
 import re

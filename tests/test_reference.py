@@ -1,4 +1,4 @@
-"""HybridOptimizer against the whole algorithm, written down once more and plainly: step by step, one matrix at a time."""
+"""HybridOptimizer against the whole algorithm, written down once more, plainly: step by step, matrix by matrix."""
 
 from typing import Any
 

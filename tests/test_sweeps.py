@@ -1,4 +1,4 @@
-"""Sweeps: what is tuned sees pilot seeds alone and equally often, what carries is the frozen hybrid, bad settings are refused."""
+"""Sweeps: tuning sees pilot seeds alone, equally often; what transfers is the frozen hybrid; bad settings are refused."""
 
 import json
 
