@@ -74,7 +74,7 @@ class DivergenceMonitor:
         return "skip" if broken else "high"
 
     def _too_high(self, loss: float, level: float) -> bool:
-        return loss > level + max(self.sigmas * noise(self.losses), self.floor_nats)
+        return loss > level + max(self.sigmas * deviation(self.losses), self.floor_nats)
 
     def _too_far(self, grad_norm: float) -> bool:
         typical = fmean(self.grad_norms)
@@ -102,7 +102,7 @@ class DivergenceMonitor:
             setattr(self, name, deque(state[name], maxlen=self.losses.maxlen))
 
 
-def noise(losses: Sequence[float]) -> float:
+def deviation(losses: Sequence[float]) -> float:
     """Return the standard deviation of `losses` about their trend, from neighbours' differences (von Neumann 1941)."""
     return math.sqrt(fmean((b - a) ** 2 for a, b in pairwise(losses)) / 2)
 
