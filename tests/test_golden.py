@@ -1,6 +1,6 @@
 """Golden trajectories: what a run computes, feature by feature, held to the last digit.
 
-`tests/golden/<feature>.csv` is the loss, gradient norm, event and held-out loss of every step of a tiny run, as the code
+`tests/golden/<feature>.csv` is the loss, gradient norm, event and held-out loss of every step of a tiny run as the code
 computed them when `made_by.json` was written. On the machine and versions named there they must be equal to the last
 digit, weights included; elsewhere they must agree to a relative 1e-5 (`LOOSER` names what rounding makes differ more).
 

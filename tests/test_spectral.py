@@ -1,4 +1,4 @@
-"""Closed forms of outer Nesterov and of its flat spectrum, the best quintics, the control that jumps as far elsewhere."""
+"""Closed forms of outer Nesterov and its flat spectrum, the best quintics, the control that jumps as far elsewhere."""
 
 import itertools
 from collections.abc import Sequence

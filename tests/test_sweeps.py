@@ -1,4 +1,4 @@
-"""Sweeps: tuning sees pilot seeds alone, equally often; what transfers is the frozen hybrid; bad settings are refused."""
+"""Sweeps: tuning sees pilot seeds alone, equally often; what transfers is the frozen hybrid; bad settings are named."""
 
 import json
 
