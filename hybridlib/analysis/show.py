@@ -20,7 +20,7 @@ from PIL import Image
 
 from hybridlib.analysis.theme import NOTHING, TEXT_WIDTH_PX
 from hybridlib.study.parameters import ROOT
-from hybridlib.study.records import write_atomically
+from hybridlib.study.storage import write_atomically
 
 PIPELINE = "HYBRIDLIB_PIPELINE"  # names the chapter that the pipeline executes; not set where one is run by hand
 # JupyterLab draws Vega-Lite 5, of which these charts use nothing that version 6 changed.

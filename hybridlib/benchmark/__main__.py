@@ -17,8 +17,8 @@ from hybridlib.benchmark.machine import facts
 from hybridlib.benchmark.measure import at_size, climb, grow
 from hybridlib.benchmark.side_by_side import alone
 from hybridlib.study.parameters import OUTPUTS, load_study
-from hybridlib.study.records import write_atomically
 from hybridlib.study.schema import Study
+from hybridlib.study.storage import write_atomically
 
 console = Console(highlight=False, soft_wrap=True)
 

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:  # ParameterError is one
         print(error, file=sys.stderr)
         return 2
-    todo = [run for run in every if progress.state(run) not in ("complete", "extendable")]
+    todo = [run for run in every if progress.run_state(run) not in ("complete", "extendable")]
     print(f"{len(every)} trials, {len(todo)} to train, {args.workers} at a time")
     if args.dry_run:
         print("\n".join(f"{run.study}: {run.id}" for run in todo))
