@@ -26,7 +26,7 @@ from hybridlib.study.execute import check, executed, forget, job_state, tidy, wh
 from hybridlib.study.parameters import OUTPUTS, load_study
 from hybridlib.study.pipeline import Pipeline, known_times
 from hybridlib.study.plan import STAGES, Job, estimated_s, plan
-from hybridlib.study.progress_line import duration, replace_unknown_characters
+from hybridlib.study.progress_line import duration, replace_unknown_characters, use_utf8
 from hybridlib.study.provenance import end_with
 from hybridlib.study.records import RunFolder
 from hybridlib.study.storage import InUse, StorageError, locked
@@ -218,4 +218,5 @@ def verdicts(results: dict) -> Table:
 
 
 if __name__ == "__main__":
+    use_utf8()
     sys.exit(main())

@@ -26,7 +26,7 @@ def own_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(chapters.source(job).read_text(encoding="utf-8"), encoding="utf-8")
         assert chapters.chapter_state(job, "smoke") == "partial"
-        chapters.stamp(out, made_by=chapters.made_by(job))
+        chapters.stamp(out, out, made_by=chapters.made_by(job))
     return tmp_path
 
 
@@ -37,7 +37,7 @@ def states() -> dict[str, str]:
 def recorded(job: Job, **changes) -> None:
     """Write changes into what a chapter says it was made by."""
     path = chapters.chapter_path(job, "smoke")
-    chapters.stamp(path, made_by=chapters.metadata(path)["made_by"] | changes)
+    chapters.stamp(path, path, made_by=chapters.metadata(path)["made_by"] | changes)
 
 
 def test_what_computes_is_complete_and_what_reads_is_executed_again() -> None:
@@ -110,7 +110,7 @@ def test_criteria_are_what_the_question_shows() -> None:
 def test_a_copy_that_is_empty_or_cut_off_is_missing(content: str) -> None:
     for job in JOBS.values():
         chapters.chapter_path(job, "smoke").write_bytes(content.encode("utf-8", "surrogateescape"))
-        chapters.stamp(chapters.chapter_path(job, "smoke"))  # as at the end of an execution that was interrupted
+        chapters.stamp(*2 * [chapters.chapter_path(job, "smoke")])  # as at the end of an execution that was interrupted
     assert set(states().values()) == {"missing"}
 
 
@@ -124,7 +124,7 @@ def test_copies_name_no_folder_of_this_machine_and_no_time(tmp_path: Path) -> No
         cells=[cell, given], metadata=dict(papermill=times | dict(input_path="/a", output_path="/b"))
     )
     nbformat.write(notebook, tmp_path / "x.ipynb")
-    chapters.stamp(tmp_path / "x.ipynb", made_by="abc")
+    chapters.stamp(tmp_path / "x.ipynb", tmp_path / "x.ipynb", made_by="abc")
     there = json.loads((tmp_path / "x.ipynb").read_text())
     assert there["metadata"] == dict(papermill={}, made_by="abc")
     assert [part["metadata"] for part in there["cells"]] == [

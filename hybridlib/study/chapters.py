@@ -85,11 +85,11 @@ def metadata(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def stamp(path: Path, **facts: Any) -> None:
-    """Add `facts` to the metadata of the executed notebook `path`, if it is whole.
+def stamp(path: Path, out: Path, **facts: Any) -> None:
+    """Write the executed notebook `path`, if it is whole, to `out` with `facts` added to its metadata.
 
-    Take out what tells one execution from another of the same inputs: paths, times and the random name of the cell that
-    papermill adds. Raise `StorageError`.
+    Leave out what tells one execution from another of the same inputs: paths, times and the random name of the cell
+    that papermill adds. Raise `StorageError`.
     """
     if metadata(path) is None:
         return
@@ -102,4 +102,4 @@ def stamp(path: Path, **facts: Any) -> None:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.id = "injected-parameters"
     notebook.metadata.update(facts)
-    write_atomically(path, nbformat.writes(notebook).rstrip("\n") + "\n")
+    write_atomically(out, nbformat.writes(notebook).rstrip("\n") + "\n")

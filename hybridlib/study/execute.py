@@ -42,9 +42,8 @@ class Kernel(AsyncKernelManager):
         return KernelSpec(argv=command, display_name="Python", language="python")
 
     async def start_kernel(self, **options: Any) -> None:
-        """Start it in UTF-8 mode, whatever the locale; `options` are the base class's."""
-        env = os.environ | {"PYTHONUTF8": "1"}
-        await super().start_kernel(stderr=subprocess.DEVNULL, env=env, **options)
+        """Start it; `options` are the base class's."""
+        await super().start_kernel(stderr=subprocess.DEVNULL, **options)
 
     async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
         """Ask it to end first: one that trains makes a checkpoint then. `now` and `restart` are the base class's."""
@@ -135,27 +134,20 @@ def execute(job: Job, study: str, console: Console) -> None:
             out.parent.mkdir(parents=True, exist_ok=True)
             paths = literal(source(job)), literal(part)
             papermill.execute_notebook(*paths, job.parameters, stderr_file=Warnings(console), **options)
-        keep(part, out, **facts)
+        stamp(part, out, **facts)
     except PapermillExecutionError as error:
-        keep(part, out)
+        stamp(part, out)
         said, line = strip_color(f"{error.ename}: {error.evalue}"), error.source.strip().splitlines()[0]
         where = f"in cell {error.exec_count} of {from_root(out)}, which begins: {line}"
         raise JobFailed(f"{said}\n  {where}") from None
     except DeadKernelError:
-        keep(part, out)
+        stamp(part, out)
         where = f"executed so far: {from_root(out)}"
         raise JobFailed(f"the kernel died, as it does when memory runs out; {where}") from None
     except RuntimeError as error:
         raise JobFailed(f"the notebook could not be executed: {error}") from None
     finally:
         part.unlink(missing_ok=True)
-
-
-def keep(part: Path, out: Path, **facts: Any) -> None:
-    """Move the executed notebook `part`, if it is whole, to `out`, with `facts` in its metadata."""
-    stamp(part, **facts)
-    if chapters.metadata(part) is not None:
-        part.replace(out)
 
 
 def tidy(job: Job, study: str) -> None:

@@ -1,6 +1,7 @@
 """What the command says while it works: the progress of the job that runs, read from its records, and durations."""
 
 import io
+import os
 import sys
 import threading
 import time
@@ -16,6 +17,16 @@ from hybridlib.study.plan import Job
 from hybridlib.study.run import Run
 
 REFRESH_S = 1.0
+
+
+def use_utf8() -> None:
+    """Start this program again in Python's UTF-8 mode if the locale has file names and text in another encoding.
+
+    Its children inherit the mode. Standard output stays in the terminal's encoding.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        own = {"PYTHONUTF8": "1", "PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING", sys.stdout.encoding)}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | own)
 
 
 def replace_unknown_characters() -> None:

@@ -27,13 +27,15 @@ from hybridlib.training.trainer import HybridTrainer
 
 
 def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
-    """Takes a run to its end, or on from its last checkpoint, and returns its `run.json`.
+    """Takes a run that is not complete to its end, on from its last checkpoint, and returns its `run.json`.
 
     Raises `InUse` while another process trains it. SIGTERM makes a checkpoint and then ends the process.
     """
     device = pick_device(device_choice, run.threads)
     records = RunFolder(progress.run_folder(run))
     with locked(records.path, "trains it"), Preemption() as preemption:
+        if progress.run_state(run) == "complete":
+            return records.facts
         try:
             return _train(run, device, records, preemption)
         except OfOtherCode as error:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from hybridlib.study import progress
 from hybridlib.study.parameters import ParameterError, load_study
+from hybridlib.study.progress_line import replace_unknown_characters
 from hybridlib.study.provenance import end_with
 from hybridlib.study.run import Run
 from hybridlib.study.sweeps import path, runs, sweeps
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count(), help="trials side by side")
     parser.add_argument("--dry-run", action="store_true", help="print what is to be trained and stop")
     args = parser.parse_args(argv)
+    replace_unknown_characters()
     try:
         study = load_study(args.study)
         asked = sweeps(study)
