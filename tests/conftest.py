@@ -14,8 +14,9 @@ from torch import Tensor
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.study.parameters import load_study
 from hybridlib.study.progress import summarise
-from hybridlib.study.records import EvalRecord, RunFolder, StepRecord, write_atomically
+from hybridlib.study.records import EvalRecord, RunFolder, StepRecord
 from hybridlib.study.run import Run
+from hybridlib.study.storage import write_atomically
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -93,10 +93,9 @@ class Everything:
         patch.setattr(corpus, "CACHE", self.cache)
         self.jobs = [job for job in plan(self.study, self.fake.name, device="cpu") if not job.run]
         for job in self.jobs:
-            out = chapters.executed(job, "fake")
+            out = chapters.chapter_path(job, "fake")
             out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_bytes(chapters.source(job).read_bytes())
-            chapters.stamp(out, made_by=chapters.made_by(job))
+            chapters.stamp(chapters.source(job), out, made_by=chapters.made_by(job))
         self.run = tiny.run(study="cut_off")
         self.cut_off()
         self.tokens()
@@ -152,7 +151,7 @@ class Everything:
 
     def kinds(self) -> dict[str, Kind]:
         """Return every kind of file that the project writes."""
-        self.sha256, cut_off = self.tokens(), progress.folder(self.run)
+        self.sha256, cut_off = self.tokens(), progress.run_folder(self.run)
         return {
             "records": Kind(self.below("runs/*/*.json", "runs/*/*.csv"), 0.35, self.analysed),
             "chapters": Kind(self.below("notebooks/*.ipynb"), 0.2, self.planned),

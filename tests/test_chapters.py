@@ -23,23 +23,23 @@ def own_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every chapter of the smoke study, as if it had been executed to its end."""
     monkeypatch.setattr(chapters, "OUTPUTS", tmp_path)
     for job in JOBS.values():
-        assert chapters.state(job, "smoke") == "missing"
-        out = chapters.executed(job, "smoke")
+        assert chapters.chapter_state(job, "smoke") == "missing"
+        out = chapters.chapter_path(job, "smoke")
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(chapters.source(job).read_text(encoding="utf-8"), encoding="utf-8")
-        assert chapters.state(job, "smoke") == "partial"
-        chapters.stamp(out, made_by=chapters.made_by(job))
+        assert chapters.chapter_state(job, "smoke") == "partial"
+        chapters.stamp(out, out, made_by=chapters.made_by(job))
     return tmp_path
 
 
 def states() -> dict[str, str]:
-    return {stage: chapters.state(job, "smoke") for stage, job in JOBS.items()}
+    return {stage: chapters.chapter_state(job, "smoke") for stage, job in JOBS.items()}
 
 
 def recorded(job: Job, **changes) -> None:
     """Write changes into what a chapter says it was made by."""
-    path = chapters.executed(job, "smoke")
-    chapters.stamp(path, made_by=chapters.metadata(path)["made_by"] | changes)
+    path = chapters.chapter_path(job, "smoke")
+    chapters.stamp(path, path, made_by=chapters.metadata(path)["made_by"] | changes)
 
 
 def test_what_computes_is_complete_and_what_reads_is_executed_again() -> None:
@@ -90,7 +90,9 @@ def test_settings_of_the_study_count_and_words_do_not(
     (tmp_path / "smoke.yaml").write_text(text.replace(old, new))
     changed = load_study(str(tmp_path / "smoke.yaml"))
     monkeypatch.setattr(chapters, "load_study", lambda name: changed)
-    assert {stage: chapters.why_stale(JOBS[stage], "smoke") for stage in COMPUTING} == dict.fromkeys(COMPUTING, said)
+    assert {stage: chapters.why_chapter_stale(JOBS[stage], "smoke") for stage in COMPUTING} == dict.fromkeys(
+        COMPUTING, said
+    )
 
 
 def test_a_setting_newer_than_the_chapter_counts_as_at_its_default() -> None:
@@ -98,7 +100,7 @@ def test_a_setting_newer_than_the_chapter_counts_as_at_its_default() -> None:
     study = chapters.made_by(job)["study"]
     del study["timing"]
     recorded(job, study=study)
-    assert chapters.state(job, "smoke") == "complete"
+    assert chapters.chapter_state(job, "smoke") == "complete"
 
 
 @pytest.mark.parametrize(
@@ -116,8 +118,8 @@ def test_a_setting_newer_than_the_chapter_counts_as_at_its_default() -> None:
 )
 def test_one_sentence_says_why_a_chapter_is_stale(changes: dict, said: str) -> None:
     recorded(JOBS["functionality"], **changes)
-    assert chapters.state(JOBS["functionality"], "smoke") == "stale"
-    assert chapters.why_stale(JOBS["functionality"], "smoke").startswith(said)
+    assert chapters.chapter_state(JOBS["functionality"], "smoke") == "stale"
+    assert chapters.why_chapter_stale(JOBS["functionality"], "smoke").startswith(said)
 
 
 def test_criteria_are_what_the_question_shows() -> None:
@@ -128,8 +130,8 @@ def test_criteria_are_what_the_question_shows() -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"cells": []}', '{"metadata": 3}', "\udc80"])
 def test_a_copy_that_is_empty_or_cut_off_is_missing(content: str) -> None:
     for job in JOBS.values():
-        chapters.executed(job, "smoke").write_bytes(content.encode("utf-8", "surrogateescape"))
-        chapters.stamp(chapters.executed(job, "smoke"))  # as at the end of an execution that was interrupted
+        chapters.chapter_path(job, "smoke").write_bytes(content.encode("utf-8", "surrogateescape"))
+        chapters.stamp(*2 * [chapters.chapter_path(job, "smoke")])  # as at the end of an execution that was interrupted
     assert set(states().values()) == {"missing"}
 
 
@@ -143,7 +145,7 @@ def test_copies_name_no_folder_of_this_machine_and_no_time(tmp_path: Path) -> No
         cells=[cell, given], metadata=dict(papermill=times | dict(input_path="/a", output_path="/b"))
     )
     nbformat.write(notebook, tmp_path / "x.ipynb")
-    chapters.stamp(tmp_path / "x.ipynb", made_by="abc")
+    chapters.stamp(tmp_path / "x.ipynb", tmp_path / "x.ipynb", made_by="abc")
     there = json.loads((tmp_path / "x.ipynb").read_text())
     assert there["metadata"] == dict(papermill={}, made_by="abc")
     assert [part["metadata"] for part in there["cells"]] == [
@@ -156,7 +158,7 @@ def test_copies_name_no_folder_of_this_machine_and_no_time(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["cpu", "gpt2-small", "gpt2-medium"])
 def test_what_is_committed_was_made_by_what_is_there(monkeypatch, name: str) -> None:
     monkeypatch.setattr(chapters, "OUTPUTS", ROOT / "outputs")
-    found = {job.stage: chapters.state(job, name) for job in plan(load_study(name), name) if not job.run}
+    found = {job.stage: chapters.chapter_state(job, name) for job in plan(load_study(name), name) if not job.run}
     assert {stage for stage in found if found[stage] == "reads"} == set(found) & set(READERS)
     computed = {state for stage, state in found.items() if stage not in READERS}
     assert computed <= ({"complete", "stale"} if name == "gpt2-medium" else {"complete"}), (

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from hybridlib.study.parameters import ROOT
-from hybridlib.study.records import StorageError
 from hybridlib.study.run import Source
+from hybridlib.study.storage import StorageError
 from hybridlib.training import corpus
 from hybridlib.training.corpus import Corpus, load_corpus
 

@@ -17,8 +17,9 @@ from tiny import run, same_run
 from hybridlib.method.offload import OptimizerOffload
 from hybridlib.study import progress
 from hybridlib.study.parameters import ROOT, load_study
-from hybridlib.study.records import RunFolder, RunInUse
+from hybridlib.study.records import RunFolder
 from hybridlib.study.run import Run
+from hybridlib.study.storage import InUse, locked
 from hybridlib.training import checkpoint, experiment, trainer
 
 PLACES = ("warmup", "full", "predict", "correct", "checkpoint", "jump", "offload", "records")
@@ -76,14 +77,17 @@ def test_a_killed_run_ends_as_if_it_had_not_been(request, measured) -> None:
         killed = run(study=f"killed-{ended}", steps=STEPS)
         place = PLACES[len(kills) % len(PLACES)]
         aim = place, chance.randint(1, 12), chance.uniform(0, WITHIN_S)
-        before = progress.state(killed)
+        before = progress.run_state(killed)
         if (status := in_a_process(killed, *aim)) == -signal.SIGKILL:
             kills.append(dict(kill=len(kills) + 1, place=place, resumed=before == "partial", study=killed.study))
             if len(kills) < wanted:
                 continue
             status = in_a_process(killed, "nowhere", 1, 0.0)
         assert status == 0
-        ended, differences = ended + 1, differences + (not same_run(progress.folder(killed), progress.folder(whole)))
+        ended, differences = (
+            ended + 1,
+            differences + (not same_run(progress.run_folder(killed), progress.run_folder(whole))),
+        )
     measured.add(kills=len(kills), kill_differences=differences, kill_seed=seed, runs_killed=ended)
     measured.table("kills", kills)
     assert differences == 0
@@ -98,7 +102,7 @@ def test_sigterm_makes_a_checkpoint_within_five_seconds(measured) -> None:
         target=train_until_killed, args=(told.model_dump_json(), progress.OUTPUTS, "nowhere", 1, 0.0)
     )
     child.start()
-    steps_csv = progress.folder(told) / "steps.csv"
+    steps_csv = progress.run_folder(told) / "steps.csv"
     while not steps_csv.exists() or steps_csv.read_text().count("\n") < 100:
         time.sleep(0.01)
     asked_s = time.monotonic()
@@ -106,23 +110,23 @@ def test_sigterm_makes_a_checkpoint_within_five_seconds(measured) -> None:
     child.join(60)
     took_s = time.monotonic() - asked_s
     rows = steps_csv.read_text().count("\n") - 1
-    assert child.exitcode == -signal.SIGTERM and took_s < 5 and progress.state(told) == "partial"
+    assert child.exitcode == -signal.SIGTERM and took_s < 5 and progress.run_state(told) == "partial"
     facts = experiment.train(told, "cpu")
     assert facts["resumed"] and rows < 2000
     experiment.train(whole, "cpu")
-    assert same_run(progress.folder(told), progress.folder(whole))
+    assert same_run(progress.run_folder(told), progress.run_folder(whole))
     measured.add(sigterm_checkpoint_s=took_s)
 
 
 def test_a_run_has_one_process_at_a_time_and_the_dead_hold_no_lock() -> None:
     taken = run(study="taken", steps=STEPS)
-    with RunFolder(progress.folder(taken)).locked():
-        with pytest.raises(RunInUse, match=f"process {os.getpid()} trains it since"):
+    with locked(progress.run_folder(taken), "trains it"):
+        with pytest.raises(InUse, match=f"process {os.getpid()} trains it since"):
             experiment.train(taken, "cpu")
     assert in_a_process(taken, "full", 3, 0.0) == -signal.SIGKILL
-    assert (progress.folder(taken) / ".lock").exists()
+    assert (progress.run_folder(taken) / ".lock").exists()
     experiment.train(taken, "cpu")
-    assert progress.state(taken) == "complete"
+    assert progress.run_state(taken) == "complete"
 
 
 def test_killed_pipelines_leave_no_process_and_end_as_if_they_had_not_been(request, tmp_path, measured) -> None:
@@ -136,7 +140,7 @@ def test_killed_pipelines_leave_no_process_and_end_as_if_they_had_not_been(reque
     one = load_study(str(file)).run("hybrid", "markov", 42)
     whole = one.model_copy(update=dict(study="whole"))
     experiment.train(whole, "cpu")
-    steps_csv = progress.folder(one) / "steps.csv"
+    steps_csv = progress.run_folder(one) / "steps.csv"
     command = [sys.executable, "run_all.py", "--study", str(file), "--only", "benchmark", "--arms", "hybrid"]
     environment = os.environ | {"HYBRIDLIB_OUTPUTS": str(tmp_path)}
     while len(killed) < wanted:
@@ -157,12 +161,12 @@ def test_killed_pipelines_leave_no_process_and_end_as_if_they_had_not_been(reque
         while using(tmp_path) and time.monotonic() < until_s:
             time.sleep(0.05)
         orphans += len(using(tmp_path))
-        if progress.state(one) == "complete":
+        if progress.run_state(one) == "complete":
             forget(one)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    same = same_run(progress.folder(one), progress.folder(whole))
+    same = same_run(progress.run_folder(one), progress.run_folder(whole))
     measured.add(pipeline_kills=len(killed), pipeline_kill_differences=int(not same), orphans=orphans)
-    assert progress.state(one) == "complete", done.stdout
+    assert progress.run_state(one) == "complete", done.stdout
     assert same and orphans == 0
 
 
@@ -171,7 +175,7 @@ def rows(file: Path) -> int:
 
 
 def forget(run: Run) -> None:
-    for file in progress.folder(run).glob("*"):
+    for file in progress.run_folder(run).glob("*"):
         file.unlink()
 
 

@@ -16,7 +16,8 @@ from tiny import run, same_run
 
 from hybridlib.method.offload import TensorStore
 from hybridlib.study import progress
-from hybridlib.study.records import RunFolder, StorageError, mark, write_atomically
+from hybridlib.study.records import RunFolder, mark
+from hybridlib.study.storage import StorageError, write_atomically
 from hybridlib.training import experiment, tensor_file
 from hybridlib.training.checkpoint import CheckpointFile
 
@@ -47,7 +48,7 @@ def stopped(study: str, monkeypatch: pytest.MonkeyPatch, at_save: int = 5) -> Pa
         patch.setattr(CheckpointFile, "save", failing)
         with pytest.raises(PowerFailure):
             experiment.train(run(study=study, steps=STEPS), "cpu")
-    return progress.folder(run(study=study))
+    return progress.run_folder(run(study=study))
 
 
 def finish(study: str) -> tuple[dict, list[str]]:
@@ -129,7 +130,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(monkeypatch) -> None:
         facts, said = finish(study)
         assert facts["resumed"] == resumed and len(said) == len(hurt), said
         assert all(f"{name}.safetensors is damaged" in line for name, line in zip(hurt, said))
-        assert same_run(folder, progress.folder(whole))
+        assert same_run(folder, progress.run_folder(whole))
 
 
 def test_a_damaged_csv_of_a_run_that_was_cut_off_gives_way_to_an_earlier_state(monkeypatch) -> None:
@@ -144,14 +145,14 @@ def test_a_damaged_csv_of_a_run_that_was_cut_off_gives_way_to_an_earlier_state(m
         (folder / "steps.csv").write_bytes(content)
         facts, said = finish(study)
         assert facts["resumed"] == resumed and "its CSV files are not as a checkpoint left them" in said[0]
-        assert same_run(folder, progress.folder(whole))
+        assert same_run(folder, progress.run_folder(whole))
 
 
 @pytest.mark.parametrize("name", ["run.json", "steps.csv", "evals.csv"])
 def test_a_complete_run_with_a_damaged_file_is_never_taken_for_complete(name: str) -> None:
     hurt = run(study="hurt", steps=STEPS)
     experiment.train(hurt, "cpu")
-    file = progress.folder(hurt) / name
+    file = progress.run_folder(hurt) / name
     sound, chance = file.read_bytes(), random.Random(1)
     for place in [0, len(sound) - 2, *(chance.randrange(len(sound)) for _ in range(20))]:
         for content in (
@@ -160,10 +161,10 @@ def test_a_complete_run_with_a_damaged_file_is_never_taken_for_complete(name: st
         ):
             file.write_bytes(content)
             if content != sound and not (name == "run.json" and same_json(content, sound)):
-                assert progress.state(hurt) == "damaged" and RunFolder(file.parent).facts is None
+                assert progress.run_state(hurt) == "damaged" and RunFolder(file.parent).facts is None
     file.write_bytes(sound[: len(sound) // 2])
     facts, said = finish("hurt")
-    assert f"{file} is damaged" in said[0] and progress.state(hurt) == "complete" and not facts["resumed"]
+    assert f"{file} is damaged" in said[0] and progress.run_state(hurt) == "complete" and not facts["resumed"]
 
 
 def same_json(one: bytes, other: bytes) -> bool:
@@ -242,7 +243,7 @@ def test_a_full_disk_ends_a_run_with_one_clear_error_and_it_goes_on_when_there_i
     records.unlink()
     records.with_suffix(".kept").rename(records)
     facts, said = finish("full")
-    assert facts["resumed"] and not said and same_run(folder, progress.folder(whole))
+    assert facts["resumed"] and not said and same_run(folder, progress.run_folder(whole))
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch) -> None:

@@ -20,27 +20,27 @@ def own_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_records_add_up() -> None:
     facts = train(run(), "cpu")
-    steps, evals = RunFolder(progress.folder(run())).steps(), RunFolder(progress.folder(run())).evals()
+    steps, evals = RunFolder(progress.run_folder(run())).steps(), RunFolder(progress.run_folder(run())).evals()
     assert list(steps.step) == list(range(1, 65))
     assert steps.tokens_trained.iloc[-1] == steps.real.sum() * 64 == facts["summary"]["real_steps"] * 64
     assert (steps.loss.isna() | (steps.real == 1) | (steps.step % 5 == 0) | steps.event.str.contains("jump")).all()
     assert evals.step.iloc[-1] == 64 and evals.held_out_loss.iloc[-1] == facts["summary"]["held_out_loss"]
     assert evals.train_s.iloc[-1] == pytest.approx(facts["summary"]["train_s"], rel=1e-9)
     assert facts["floor_nats"] < facts["summary"]["held_out_loss"] < 4.2
-    assert progress.state(run()) == "complete" and progress.state(run(steps=70)) == "stale"
+    assert progress.run_state(run()) == "complete" and progress.run_state(run(steps=70)) == "stale"
 
 
 def test_two_runs_are_equal_to_the_last_digit(tmp_path: Path) -> None:
     train(run(), "cpu")
     train(run(study="again"), "cpu")
-    for one, other in zip(timeless(progress.folder(run())), timeless(progress.folder(run(study="again")))):
+    for one, other in zip(timeless(progress.run_folder(run())), timeless(progress.run_folder(run(study="again")))):
         pd.testing.assert_frame_equal(one, other, check_exact=True)
 
 
 def test_batches_and_weights_at_the_start_are_every_arms() -> None:
     train(run(), "cpu")
     train(baseline(), "cpu")
-    hybrid, plain = (timeless(progress.folder(r))[0] for r in (run(), baseline()))
+    hybrid, plain = (timeless(progress.run_folder(r))[0] for r in (run(), baseline()))
     pd.testing.assert_frame_equal(hybrid[:8][["loss", "grad_norm"]], plain[:8][["loss", "grad_norm"]], check_exact=True)
 
 
@@ -50,19 +50,19 @@ def test_an_extension_made_later_is_the_one_made_at_once() -> None:
     train(baseline(study="a"), "cpu")
     train(at_once, "cpu")
     train(later, "cpu")
-    assert progress.state(later) == "complete"
+    assert progress.run_state(later) == "complete"
     train(baseline(study="b"), "cpu")
-    if progress.target_loss(later) < RunFolder(progress.folder(later)).evals().held_out_loss.min():
-        assert progress.state(later) == "extendable"
+    if progress.target_loss(later) < RunFolder(progress.run_folder(later)).evals().held_out_loss.min():
+        assert progress.run_state(later) == "extendable"
         train(later, "cpu")
-    assert progress.state(later) == "complete"
-    for one, other in zip(timeless(progress.folder(at_once)), timeless(progress.folder(later))):
+    assert progress.run_state(later) == "complete"
+    for one, other in zip(timeless(progress.run_folder(at_once)), timeless(progress.run_folder(later))):
         pd.testing.assert_frame_equal(one, other, check_exact=True)
 
 
 def test_the_clock_leaves_out_the_first_steps_and_the_evaluations() -> None:
     train(run(), "cpu")
-    records = RunFolder(progress.folder(run()))
+    records = RunFolder(progress.run_folder(run()))
     steps, evals = records.steps(), records.evals()
     for row in evals.itertuples():
         assert row.train_s == pytest.approx(steps[(steps.step > 3) & (steps.step <= row.step)].step_s.sum())
@@ -71,7 +71,7 @@ def test_the_clock_leaves_out_the_first_steps_and_the_evaluations() -> None:
 def test_a_learning_rate_spike_is_recorded_rolled_back_and_recovered_from() -> None:
     schedule = dict(warmup=4, full=12, predict=8, correct=4)
     facts = train(run(steps=160, schedule=schedule, fault=dict(kind="lr_spike", step=55, factor=3000.0)), "cpu")
-    steps = RunFolder(progress.folder(run())).steps()
+    steps = RunFolder(progress.run_folder(run())).steps()
     fault = steps[steps.event.str.contains("fault")].step.iloc[0]
     rollback = steps[steps.event.str.contains("rollback")].step
     assert fault == 55 and len(rollback) == facts["summary"]["divergences"] >= 1 and 0 < rollback.iloc[0] - fault <= 3
@@ -92,6 +92,6 @@ def test_an_unknown_gpu_is_said_so() -> None:
 def test_compiled_steps_are_the_plain_ones_to_rounding_and_compilation_is_off_the_clock() -> None:
     plain, compiled = run(arm="plain"), run(arm="compiled", compile=True)
     facts = [train(each, "cpu") for each in (plain, compiled)]
-    losses = [RunFolder(progress.folder(each)).steps().loss.dropna() for each in (plain, compiled)]
+    losses = [RunFolder(progress.run_folder(each)).steps().loss.dropna() for each in (plain, compiled)]
     assert abs(losses[0] - losses[1]).max() < 1e-2
     assert facts[0]["compile_s"] == 0 < facts[1]["summary"]["train_s"] < facts[1]["compile_s"], "tiny steps"

@@ -57,7 +57,7 @@ def test_faults_are_detected_and_recovered_from(request, measured) -> None:
         for seed in range(request.config.getoption("faults")):
             hurt = faulty(kind, seed)
             train(hurt, "cpu")
-            steps, at = RunFolder(progress.folder(hurt)).steps(), hurt.fault.step
+            steps, at = RunFolder(progress.run_folder(hurt)).steps(), hurt.fault.step
             detected, recovered = recovery_steps(steps)
             rows.append(dict(kind=kind, seed=hurt.seed, step=at, detected_steps=detected, recovered_steps=recovered))
             near = steps[(steps.step - at).between(-60, 120)]
@@ -98,7 +98,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_keeps_the_batch() -> No
     enough, scarce = run(study="enough"), run(study="scarce", fault=dict(kind="out_of_memory", step=20))
     for each in (enough, scarce):
         train(each, "cpu")
-    (plain, _), (halved, _) = (timeless(progress.folder(each)) for each in (enough, scarce))
+    (plain, _), (halved, _) = (timeless(progress.run_folder(each)) for each in (enough, scarce))
     assert halved.event[19].startswith("fault+halved") and "halved" not in "".join(halved.event[20:])
     assert plain[:19].equals(halved[:19]) and (plain.tokens_trained == halved.tokens_trained).all()
     assert halved.loss[19:].dropna().to_numpy() == pytest.approx(plain.loss[19:].dropna().to_numpy(), rel=1e-3)

@@ -119,7 +119,7 @@ def compute(feature: str, tmp_path: Path) -> tuple[pd.DataFrame, str]:
         settings = settings | dict(source=settings["source"] | dict(paths=[str(tmp_path / "text.txt")]))
     run = Run(**TINY | settings)
     facts = train(run, "cpu")
-    return trajectory(progress.folder(run)), facts["weights_sha256"]
+    return trajectory(progress.run_folder(run)), facts["weights_sha256"]
 
 
 def extended(tmp_path: Path) -> tuple[pd.DataFrame, str]:
@@ -127,7 +127,7 @@ def extended(tmp_path: Path) -> tuple[pd.DataFrame, str]:
     train(Run(**TINY | PLAIN), "cpu")
     run = Run(**TINY | EXTENSION)
     facts = train(run, "cpu")
-    return trajectory(progress.folder(run)), facts["weights_sha256"]
+    return trajectory(progress.run_folder(run)), facts["weights_sha256"]
 
 
 COMPUTE: dict[str, Callable[[Path], tuple[pd.DataFrame, str]]] = {

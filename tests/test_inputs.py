@@ -87,7 +87,7 @@ def read(file: Path, data: str | bytes) -> None:
     study = load_study(str(file))
     for job in plan(study, str(file)):
         if job.run:
-            assert progress.folder(job.run).resolve().is_relative_to(progress.OUTPUTS.resolve()), job.run.id
+            assert progress.run_folder(job.run).resolve().is_relative_to(progress.OUTPUTS.resolve()), job.run.id
 
 
 def open_text(file: Path, data: bytes) -> None:

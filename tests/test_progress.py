@@ -23,17 +23,20 @@ def parameters(**changes) -> dict:
 
 
 def test_a_record_is_judged_by_parameters_and_numerics_alone() -> None:
-    assert progress.why_stale(run(), facts()) == ""
-    assert progress.is_current(
+    assert progress.why_run_stale(run(), facts()) == ""
+    assert not progress.why_run_stale(
         run(), facts(lock_sha256="of other packages", device="another", code=dict(commit="other"))
     )
-    assert progress.is_current(run(study="elsewhere", about="other words", role="control"), facts())
+    assert not progress.why_run_stale(run(study="elsewhere", about="other words", role="control"), facts())
 
 
 def test_a_setting_newer_than_the_record_counts_as_at_its_default() -> None:
     older = {key: value for key, value in parameters().items() if key not in ("moments", "read_out_steps", "guards")}
-    assert progress.is_current(run(), facts(parameters=older))
-    assert progress.why_stale(run(moments="reset"), facts(parameters=older)) == "moments was 'keep', today's is 'reset'"
+    assert not progress.why_run_stale(run(), facts(parameters=older))
+    assert (
+        progress.why_run_stale(run(moments="reset"), facts(parameters=older))
+        == "moments was 'keep', today's is 'reset'"
+    )
 
 
 def test_a_default_that_changed_since_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +45,7 @@ def test_a_default_that_changed_since_is_seen(monkeypatch: pytest.MonkeyPatch) -
 
     today = Later(**{key: value for key, value in run().model_dump().items() if key != "read_out_steps"})
     monkeypatch.setattr(progress, "Run", Later)
-    assert progress.why_stale(today, facts()) == "read_out_steps was 1, today's is 7"
+    assert progress.why_run_stale(today, facts()) == "read_out_steps was 1, today's is 7"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,7 @@ def test_a_default_that_changed_since_is_seen(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_one_sentence_says_why_a_record_is_stale(changes: dict, said: str) -> None:
-    assert progress.why_stale(run(), facts(**changes)).startswith(said)
+    assert progress.why_run_stale(run(), facts(**changes)).startswith(said)
 
 
 def test_records_that_are_committed_say_under_what_they_were_made() -> None:

@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 
 import run_all
-from hybridlib.study import execute, progress, reproduce
+from hybridlib.study import pipeline, progress, reproduce
 from hybridlib.study.parameters import ROOT, load_study
 from hybridlib.study.records import RunFolder
 from hybridlib.study.schema import Study
@@ -25,7 +25,7 @@ STUDY = dict(
 
 @pytest.fixture
 def little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    for module in (progress, execute, reproduce):
+    for module in (progress, pipeline, reproduce):
         monkeypatch.setattr(module, "OUTPUTS", tmp_path / "outputs")
     monkeypatch.setattr(reproduce, "DATA", "markov")
     monkeypatch.setenv("HYBRIDLIB_OUTPUTS", str(tmp_path / "outputs"))

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 import run_all
-from hybridlib.study import chapters, execute, progress, progress_line
+from hybridlib.study import chapters, execute, pipeline, progress, progress_line
 from hybridlib.study.parameters import ROOT, load_study
 from hybridlib.study.plan import CHAPTERS, STAGES, TRAINING, Job, estimated_s, plan
 from hybridlib.study.records import EvalRecord, RunFolder, StepRecord
@@ -160,7 +161,7 @@ def test_durations(seconds, said):
 def test_progress_is_read_from_whole_rows_of_this_start_only(tmp_path, monkeypatch):
     run = SMOKE.run("hybrid", "text", 42)
     monkeypatch.setattr(progress, "OUTPUTS", tmp_path)
-    records = RunFolder(progress.folder(run))
+    records = RunFolder(progress.run_folder(run))
     assert progress_line.how_far(run, 0.0) == "starting"
     for step in range(1, 31):
         records.add(StepRecord(step, "full", 1, 5.0, 148.4, 1.0, 128 * step, 0.5, None, 10.0, ""))
@@ -173,9 +174,9 @@ def test_progress_is_read_from_whole_rows_of_this_start_only(tmp_path, monkeypat
 
 
 def test_the_pipelines_outcome_keeps_what_is_still_true(tmp_path, monkeypatch):
-    for module in (execute, chapters, progress):
+    for module in (pipeline, chapters, progress):
         monkeypatch.setattr(module, "OUTPUTS", tmp_path)
-    first = execute.Pipeline(SMOKE, "smoke")
+    first = pipeline.Pipeline(SMOKE, "smoke", Console())
     jobs = plan(SMOKE, "smoke")
     failed = jobs[0]
     first.add(failed, "failed", 3.21, "one\n two")
@@ -183,19 +184,19 @@ def test_the_pipelines_outcome_keeps_what_is_still_true(tmp_path, monkeypatch):
     assert "09_report" not in table.index and len(table) == len(jobs) - 1
     assert tuple(table.loc[failed.name, ["status", "seconds", "message"]]) == ("failed", 3.2, "one two")
     assert set(table.status) == {"failed", "missing"}
-    again = execute.Pipeline(SMOKE, "smoke").write().set_index("job")
+    again = pipeline.Pipeline(SMOKE, "smoke", Console()).write().set_index("job")
     assert again.status[failed.name] == "failed" and again.status["09_report"] == "missing"
-    assert (tmp_path / "smoke" / "results" / "pipeline.csv").read_text().splitlines()[0] == ",".join(execute.COLUMNS)
+    assert (tmp_path / "smoke" / "results" / "pipeline.csv").read_text().splitlines()[0] == ",".join(pipeline.COLUMNS)
 
 
 def test_known_times_are_means_by_arm_and_data(tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "OUTPUTS", tmp_path)
+    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path)
     for seed, seconds in ((1, 10.0), (2, 20.0)):
         records = RunFolder(tmp_path / "s" / "runs" / f"a-d-s{seed}")
         records.add(EvalRecord(1, 1, 1.0, 1.0))
         records.finish(dict(arm="a", data="d", summary=dict(train_s=seconds)))
-    assert execute.known_times("s") == {("a", "d"): 15.0}
-    assert execute.known_times("nothing") == {}
+    assert pipeline.known_times("s") == {("a", "d"): 15.0}
+    assert pipeline.known_times("nothing") == {}
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
@@ -230,18 +231,16 @@ def test_a_misspelt_parameter_of_a_chapter_is_refused(tmp_path, capsys):
     assert "no parameter 'horizn'" in capsys.readouterr().out
 
 
-def test_stages_that_a_study_leaves_out_are_not_planned_and_must_exist():
+def test_stages_that_a_study_leaves_out_are_not_planned():
     left = SMOKE.model_copy(update=dict(leave_out=["predictors", "stress"]))
     whole = plan(SMOKE, "smoke")
     assert plan(left, "smoke") == [job for job in whole if job.stage not in left.leave_out] != whole
-    with pytest.raises(ValueError, match="leave_out of smoke: no stage 'predictor'; there are question, functionality"):
-        plan(SMOKE.model_copy(update=dict(leave_out=["predictor"])), "smoke")
 
 
 def test_a_record_of_another_device_is_kept_and_named(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "OUTPUTS", tmp_path)
     run = SMOKE.run("baseline", "text", 42)
-    RunFolder(progress.folder(run)).finish(dict(device="cpu: by hand, 1 threads"))
+    RunFolder(progress.run_folder(run)).finish(dict(device="cpu: by hand, 1 threads"))
     job = Job("benchmark", TRAINING, {}, run)
     assert "on cpu: by hand, 1 threads: kept, --force" in run_all.on_device(job, "cuda:0")
     assert run_all.on_device(job, "cpu") == run_all.on_device(job, "auto") == ""

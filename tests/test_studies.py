@@ -215,13 +215,13 @@ def test_parameters_that_change_a_record_make_it_stale_and_descriptions_do_not(t
         changed("arms.hybrid.about", "other words"),
         changed("study", "other"),
     ):
-        assert progress.is_current(load(tmp_path, same).run("hybrid", "text", 42), progress.identity(run))
+        assert not progress.why_run_stale(load(tmp_path, same).run("hybrid", "text", 42), progress.identity(run))
     for other in (
         changed("steps", 61),
         changed("sources.text.held_out_pct", 4.0),
         changed("arms.hybrid.precision", "bf16"),
     ):
-        assert not progress.is_current(load(tmp_path, other).run("hybrid", "text", 42), progress.identity(run))
+        assert progress.why_run_stale(load(tmp_path, other).run("hybrid", "text", 42), progress.identity(run))
 
 
 scalars = st.none() | st.booleans() | st.integers(-5, 5000) | st.floats(allow_nan=True) | st.text(max_size=8)

@@ -52,4 +52,4 @@ def test_a_trial_whose_parent_is_gone_does_not_start(tiny: Path) -> None:
     orphan.start()
     orphan.join()
     assert orphan.exitcode == 0
-    assert progress.state(run) == "missing"
+    assert progress.run_state(run) == "missing"

@@ -20,7 +20,7 @@ from PIL import Image
 
 from hybridlib.analysis.theme import NOTHING, TEXT_WIDTH_PX
 from hybridlib.study.parameters import ROOT
-from hybridlib.study.records import write_atomically
+from hybridlib.study.storage import write_atomically
 
 PIPELINE = "HYBRIDLIB_PIPELINE"  # names the chapter that the pipeline executes; not set where one is run by hand
 # JupyterLab draws Vega-Lite 5, of which these charts use nothing that version 6 changed.
@@ -48,14 +48,13 @@ LINEWIDTHS_A_CHARACTER = 0.0105  # in a table's font, about
 PNG_SCALE = 2
 
 
-def keep_file(file: Path, text: str | None) -> None:
-    """Write what a chapter found, or delete it for None; only under the pipeline, so that trying things out changes no file."""
+def keep_file(file: Path, content: str | bytes | None) -> None:
+    """Write what a chapter found, or delete it for None; only under the pipeline: trying things out changes no file."""
     if PIPELINE not in os.environ:
         return
-    if text is None:
+    if content is None:
         return file.unlink(missing_ok=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, text)
+    write_atomically(file, content)
 
 
 def quoted(chapter: str, heading: str) -> IPython.display.Markdown:
@@ -198,8 +197,8 @@ def save_files(shown: Shown, folder: Path, content: alt.TopLevelMixin | pd.DataF
         keep_file(file.with_suffix(".csv"), content.to_csv(index=False))
     elif shown.kind == "figure":
         keep_file(file.with_suffix(".svg"), vlc.vegalite_to_svg(shown.content))
-        file.with_suffix(".png").write_bytes(b64decode(shown.displayed.bundle["image/png"]))
-        file.with_suffix(".pdf").write_bytes(vlc.vegalite_to_pdf(shown.content))
+        keep_file(file.with_suffix(".png"), b64decode(shown.displayed.bundle["image/png"]))
+        keep_file(file.with_suffix(".pdf"), vlc.vegalite_to_pdf(shown.content))
 
 
 def escaped(text: str) -> str:

@@ -17,8 +17,9 @@ from hybridlib.benchmark.machine import facts
 from hybridlib.benchmark.measure import at_size, climb, grow
 from hybridlib.benchmark.side_by_side import alone
 from hybridlib.study.parameters import OUTPUTS, load_study
-from hybridlib.study.records import write_atomically
+from hybridlib.study.progress_line import replace_unknown_characters
 from hybridlib.study.schema import Study
+from hybridlib.study.storage import write_atomically
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -32,13 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=int, help="how often each contender has its turn")
     args = parser.parse_args(argv)
+    replace_unknown_characters()
     try:
         studies = [load_study(name) for name in dict.fromkeys((args.study, args.larger))]
     except ValueError as error:  # ParameterError is one
         print(error, file=sys.stderr)
         return 2
     folder, tables = OUTPUTS / studies[0].study / "results", {}
-    folder.mkdir(parents=True, exist_ok=True)
     found = alone(facts, studies[0], args.device)
     for study in studies:
         ratios, parts = alone(at_size, study, args.device, args.rounds or study.timing.rounds, study.timing.real_steps)

@@ -115,10 +115,11 @@ def training_share(study_folder: Path) -> float | None:
 
     Runs that the pipeline did not time are left out of both.
     """
-    file = study_folder / "results" / "pipeline.csv"
-    if not file.exists():
+    try:
+        jobs = pd.read_csv(study_folder / "results" / "pipeline.csv").set_index("job")
+        jobs_s = pd.to_numeric(jobs.seconds, errors="coerce").dropna()
+    except (OSError, ValueError, KeyError, AttributeError):  # not there yet, or damaged
         return None
-    jobs_s = pd.to_numeric(pd.read_csv(file).set_index("job").seconds, errors="coerce").dropna()
     runs = [steps for steps in study_folder.glob("runs/*/steps.csv") if steps.parent.name in jobs_s]
     steps_s = sum(pd.read_csv(steps, usecols=["step_s"]).step_s.sum() for steps in runs)
     return float(steps_s / jobs_s.sum()) if len(jobs_s) else None

@@ -1,44 +1,52 @@
-"""Executes jobs, each a notebook with its parameters in a fresh kernel, and keeps what became of them. papermill does the work."""
+"""Execute a job: its notebook, with its parameters, in a fresh kernel of this very Python. papermill does the work."""
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import papermill
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
+from rich.console import Console
+from rich.markup import escape
 
 from hybridlib.study import chapters, progress
 from hybridlib.study.chapters import source, stamp
-from hybridlib.study.parameters import OUTPUTS, ROOT
-from hybridlib.study.plan import STAGES, Job, plan
-from hybridlib.study.provenance import end_with
-from hybridlib.study.records import RunFolder, write_atomically
-from hybridlib.study.schema import Study
+from hybridlib.study.plan import Job
+from hybridlib.study.provenance import from_root
+from hybridlib.study.records import RunFolder
+from hybridlib.study.storage import part_of, writing
 
 PATIENCE_S = 30.0  # for a checkpoint, which takes a step's time and a write's
+PIPELINE = "HYBRIDLIB_PIPELINE"  # names the chapter that is executed here: one that is run by hand writes nothing
 
 
 class Kernel(AsyncKernelManager):
-    """A kernel without a log: errors of cells reach the notebook, the noise of an interrupted process nobody.
+    """A kernel of the Python that runs this process, whatever kernels a user has installed under the same name.
 
-    It outlives neither its work nor this process.
+    It has no log: errors of cells reach the notebook, the noise of an interrupted process nobody. ipykernel ends it
+    when this process has ended.
     """
 
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=command, display_name="Python", language="python")
+
     async def start_kernel(self, **options: Any) -> None:
-        me = os.getpid()
-        await super().start_kernel(stderr=subprocess.DEVNULL, preexec_fn=lambda: end_with(me), **options)
+        """Start it; `options` are the base class's."""
+        await super().start_kernel(stderr=subprocess.DEVNULL, **options)
 
     async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
-        """Asks first: a kernel that trains makes a checkpoint then, any other ends at once."""
+        """Ask it to end first: one that trains makes a checkpoint then. `now` and `restart` are the base class's."""
         if self.provisioner is not None:
             await self.provisioner.terminate()
             until_s = time.monotonic() + PATIENCE_S
@@ -47,22 +55,33 @@ class Kernel(AsyncKernelManager):
         await super().shutdown_kernel(now=now, restart=restart)
 
 
+class Warnings:
+    """A file that prints on `console` what cells write to stderr, warnings without their place in the code."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def write(self, text: str) -> None:
+        """Print the lines of `text`."""
+        for line in text.splitlines():
+            if line.strip() and not line.startswith("  "):  # as the line of code under a warning does
+                self.console.print(escape(re.sub(r"^.*?:\d+: \w*Warning: ", "", line)))
+
+    def flush(self) -> None:
+        """Do nothing: lines are printed at once."""
+
+
 class JobFailed(Exception):
     """A notebook that did not run to its end; the message says where, and where the traceback lies."""
 
 
 def executed(job: Job, study: str) -> Path:
-    """Where a job's executed notebook lies."""
-    return progress.folder(job.run) / "run.ipynb" if job.run else chapters.executed(job, study)
-
-
-def from_root(path: Path) -> Path:
-    """A path as records may keep it: from the project's root, wherever that lies; one outside it stays whole."""
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    """Return where the executed notebook of `job` lies in the outputs of `study`."""
+    return progress.run_folder(job.run) / "run.ipynb" if job.run else chapters.chapter_path(job, study)
 
 
 def check(jobs: list[Job]) -> None:
-    """Raises `ValueError` where a job gives its notebook a parameter that its `parameters` cell does not have."""
+    """Raise `ValueError` if one of `jobs` gives its notebook a parameter that its `parameters` cell does not have."""
     known: dict[str, set[str]] = {}
     for job in jobs:
         if job.notebook not in known:
@@ -75,114 +94,71 @@ def check(jobs: list[Job]) -> None:
 
 
 def parameters_of(notebook: Path) -> set[str]:
-    """Names in a notebook's `parameters` cell. Raises `ValueError` for a file that is no notebook."""
+    """Return the names in the `parameters` cell of `notebook`. Raise `ValueError` for a file that is no notebook."""
     try:
-        return set(papermill.inspect_notebook(notebook))
+        return set(papermill.inspect_notebook(literal(notebook)))
     except Exception as error:  # of many kinds, for a file may be broken in many ways
         raise ValueError(f"{notebook}: not a notebook: {' '.join(str(error).split())[:300]}") from None
 
 
-def state(job: Job, study: str) -> str:
-    """A run's state as its records tell it, a chapter's as its executed copy does."""
-    return progress.state(job.run) if job.run else chapters.state(job, study)
+def literal(path: Path) -> str:
+    """Return `path` for papermill, which takes what stands in braces for a parameter's name."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def why_stale(job: Job, study: str) -> str:
-    """Say in one sentence why what a stale job made is not what it would make today."""
+def job_state(job: Job, study: str) -> str:
+    """Return how far `job` of `study` is, as the records of a run tell it, or the executed copy of a chapter."""
+    return progress.run_state(job.run) if job.run else chapters.chapter_state(job, study)
+
+
+def why_job_stale(job: Job, study: str) -> str:
+    """Say in one sentence why what `job` made in `study` is not what it would make today."""
     if job.run is None:
-        return chapters.why_stale(job, study)
-    return progress.why_stale(job.run, RunFolder(progress.folder(job.run)).facts or {})
+        return chapters.why_chapter_stale(job, study)
+    return progress.why_run_stale(job.run, RunFolder(progress.run_folder(job.run)).facts or {})
 
 
-def execute(job: Job, study: str) -> None:
-    """Runs the job's notebook and keeps the executed copy, with the error in it if there was one.
+def execute(job: Job, study: str, console: Console) -> None:
+    """Execute the notebook of `job` in `study`, and keep the executed copy, with the error in it if there was one.
 
-    Raises `JobFailed`. On `KeyboardInterrupt` the kernel is shut down before the exception goes on.
+    It replaces the copy of an earlier start when it is whole. Warnings of its cells appear on `console` at once. Raise
+    `JobFailed` and `StorageError`. On `KeyboardInterrupt` the kernel is shut down before the exception goes on.
     """
     out = executed(job, study)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made_by = {} if job.run else dict(made_by=chapters.made_by(job))
-    os.environ["HYBRIDLIB_PIPELINE"] = (
-        job.notebook
-    )  # its kernel inherits this: a chapter that is run by hand writes nothing
+    part = part_of(out).with_suffix(".part.ipynb")
+    facts = {} if job.run else dict(made_by=chapters.made_by(job))
+    os.environ[PIPELINE] = job.notebook  # its kernel inherits this
+    options = dict(kernel_manager_class=Kernel, shutdown_kernel="immediate", progress_bar=False)
     try:
-        kernel = dict(kernel_manager_class=Kernel, shutdown_kernel="immediate")  # its records are on disk: no farewell
-        papermill.execute_notebook(source(job), out, job.parameters, progress_bar=False, **kernel)
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            paths = literal(source(job)), literal(part)
+            papermill.execute_notebook(*paths, job.parameters, stderr_file=Warnings(console), **options)
+        stamp(part, out, **facts)
     except PapermillExecutionError as error:
-        said = strip_color(f"{error.ename}: {error.evalue}")
-        line = error.source.strip().splitlines()[0]
-        raise JobFailed(f"{said}\n  in cell {error.exec_count} of {from_root(out)}, which begins: {line}") from None
+        stamp(part, out)
+        said, line = strip_color(f"{error.ename}: {error.evalue}"), error.source.strip().splitlines()[0]
+        where = f"in cell {error.exec_count} of {from_root(out)}, which begins: {line}"
+        raise JobFailed(f"{said}\n  {where}") from None
     except DeadKernelError:
-        raise JobFailed(
-            f"the kernel died, as it does when memory runs out; executed so far: {from_root(out)}"
-        ) from None
-    except (RuntimeError, OSError) as error:
+        stamp(part, out)
+        where = f"executed so far: {from_root(out)}"
+        raise JobFailed(f"the kernel died, as it does when memory runs out; {where}") from None
+    except RuntimeError as error:
         raise JobFailed(f"the notebook could not be executed: {error}") from None
-    else:
-        stamp(out, **made_by)
     finally:
-        stamp(out)
+        part.unlink(missing_ok=True)
 
 
 def tidy(job: Job, study: str) -> None:
-    """Deletes the checkpoint of a run that is complete: it was kept for an extension, which then was not needed."""
-    if job.run and state(job, study) == "complete":
+    """Delete the checkpoint of a run that is complete: it was kept for an extension, which then was not needed."""
+    if job.run and job_state(job, study) == "complete":
         progress.checkpoint_path(job.run).unlink(missing_ok=True)
 
 
 def forget(job: Job, study: str) -> None:
-    """Deletes what the job made, so that it starts from nothing."""
-    shutil.rmtree(progress.folder(job.run), ignore_errors=True) if job.run else executed(job, study).unlink(True)
-
-
-COLUMNS = ["job", "stage", "status", "seconds", "message"]
-
-
-@dataclass
-class Pipeline:
-    """Outcomes of this start by job, over those of earlier starts that are still true."""
-
-    study: Study
-    name: str  # as the notebooks are given it
-    full: bool = False
-    outcomes: dict[str, tuple[str, float, str]] = field(default_factory=dict)
-
-    def add(self, job: Job, status: str, seconds: float, message: str = "") -> None:
-        self.outcomes[job.name] = (status, round(seconds, 1), " ".join(message.split()))
-
-    def went_well(self, name: str) -> bool:
-        """Whether a job did not fail in this start."""
-        return self.outcomes.get(name, ("complete",))[0] == "complete"
-
-    def write(self, stages: Iterable[str] = STAGES) -> pd.DataFrame:
-        """Writes, and returns, one row a job of the study's whole plan: complete, failed or missing."""
-        file = OUTPUTS / self.study.study / "results" / "pipeline.csv"
-        earlier = pd.read_csv(file, keep_default_na=False).set_index("job") if file.exists() else pd.DataFrame()
-        rows = []
-        for job in plan(self.study, self.name, only=stages, full=self.full):
-            was = earlier.loc[job.name].to_dict() if job.name in earlier.index else {}
-            now = self.outcomes.get(job.name) or self._from_records(job, was)
-            rows.append(dict(zip(COLUMNS, (job.name, job.stage, *now))))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        table = pd.DataFrame(rows, columns=COLUMNS)
-        write_atomically(file, table.to_csv(index=False))
-        return table
-
-    def _from_records(self, job: Job, was: dict) -> tuple[str, float | str, str]:
-        found = state(job, self.study.study)
-        if found in (
-            "complete",
-            "extendable",
-            "reads",
-        ):  # a chapter that reads was executed to its end by an earlier start
-            return "complete", was.get("seconds", ""), ""
-        if was.get("status") == "failed":
-            return "failed", was["seconds"], was["message"]
-        return "missing", "", "" if found == "missing" else found
-
-
-def known_times(study: str) -> dict[tuple[str, str], float]:
-    """Mean training seconds of the complete runs of a study, by (arm, data)."""
-    facts = [RunFolder(path.parent).facts for path in (OUTPUTS / study).glob("runs/*/run.json")]
-    times = pd.DataFrame([(f["arm"], f["data"], f["summary"]["train_s"]) for f in facts], columns=["arm", "data", "s"])
-    return times.groupby(["arm", "data"]).s.mean().to_dict()
+    """Delete what `job` made in `study`, so that it starts from nothing."""
+    if job.run:
+        shutil.rmtree(progress.run_folder(job.run), ignore_errors=True)
+    else:
+        executed(job, study).unlink(missing_ok=True)

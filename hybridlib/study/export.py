@@ -18,12 +18,16 @@ from nbformat import NotebookNode
 from traitlets.config import Config
 
 from hybridlib.study.parameters import ROOT
-from hybridlib.study.records import RunFolder, write_atomically
+from hybridlib.study.records import RunFolder
+from hybridlib.study.storage import write_atomically
 
 TEMPLATES = ROOT / "notebooks" / "templates"
 MARKDOWN = "PHASE_2B_VALIDATION_REPORT.md"
-TEX_RUNS = 3  # cross-references and the table of contents settle
-OVERFULL_PT = 1.0
+OVERFULL_PT = 1.0  # beyond its box: less is not seen
+TEX = {  # engine -> its command, and how often it runs until cross-references and the table of contents have settled
+    "xelatex": (["xelatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"], 3),
+    "tectonic": (["tectonic", "--keep-logs", "--keep-intermediates", "report.tex"], 1),
+}
 
 # What of an output each format shows; the first that there is.
 SHOWN = {
@@ -34,14 +38,14 @@ SHOWN = {
 
 
 class ExportFailed(Exception):
-    """A format that could not be made; the message says which and why. The other formats have been written."""
+    """A format that could not be made, or is not right; the message says which and why. The others are written."""
 
 
-def export(folder: Path, notebook: Path) -> list[str]:
-    """Writes report.tex, report.html, PHASE_2B_VALIDATION_REPORT.md and report.pdf of an executed notebook to `folder`.
+def export(folder: Path, notebook: Path) -> None:
+    """Write report.tex, .html, .pdf and PHASE_2B_VALIDATION_REPORT.md of the executed `notebook` to `folder`.
 
-    Returns warnings: lines too wide for the page. Raises `ExportFailed` if the PDF could not be made or lost a
-    character. The same records give the same bytes: dates are those of the last record, not of the export.
+    The same records give the same bytes: dates are those of the last record, not of the export. Raise `ExportFailed` if
+    the PDF could not be made, lost a character, or holds something that is larger than its page.
     """
     written = last_record(folder)
     report = with_report_forms(nbformat.read(notebook, as_version=4))
@@ -54,12 +58,11 @@ def export(folder: Path, notebook: Path) -> list[str]:
         html, _ = converter(HTMLExporter, "html").from_notebook_node(report, bundle)
         tex, _ = converter(LatexExporter, "pdf").from_notebook_node(report)
     except PandocMissing:
-        raise ExportFailed(
-            "report.html, .tex and .pdf were not made: pandoc is not installed, `make tex` does"
-        ) from None
+        missing = "report.html, .tex and .pdf were not made: pandoc is not installed, `make tex` does"
+        raise ExportFailed(missing) from None
     write_atomically(folder / "report.html", html)
     write_atomically(folder / "report.tex", tex)
-    return typeset(folder, written)
+    typeset(folder, tex, written)
 
 
 def with_report_forms(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -94,40 +97,73 @@ def last_record(folder: Path) -> datetime:
     )
 
 
-def typeset(folder: Path, written: datetime) -> list[str]:
-    """report.tex -> report.pdf by xelatex, or tectonic where there is none; returns warnings."""
-    engine = next(filter(shutil.which, ("xelatex", "tectonic")), None)
-    if engine is None:
+def typeset(folder: Path, tex: str, written: datetime) -> None:
+    """Write to `folder` report.pdf, dated `written`, of the report `tex`, by xelatex or, where there is none, tectonic.
+
+    TeX works in a folder of its own, where all names are plain: in a user's it takes some characters for its own.
+    """
+    if (engine := next(filter(shutil.which, TEX), None)) is None:
         raise ExportFailed(
-            "report.pdf was not made: there is no xelatex and no tectonic. `make tex` installs TeX on Debian and Ubuntu; "
-            "elsewhere it takes TeX Live with XeTeX and the TeX Gyre fonts, or tectonic"
+            "report.pdf was not made: there is no xelatex and no tectonic. `make tex` installs TeX on Debian and"
+            " Ubuntu; elsewhere it takes TeX Live with XeTeX and the TeX Gyre fonts, or tectonic"
         )
-    here = folder.resolve()
-    command, times = {
-        "xelatex": (["xelatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"], TEX_RUNS),
-        "tectonic": (["tectonic", "-Z", f"search-path={here}", "--keep-logs", "report.tex"], 1),
-    }[engine]
-    search = {"TEXINPUTS": f"{here}{os.pathsep}", "max_print_line": "10000"}
+    command, times = TEX[engine]
     clock = {"SOURCE_DATE_EPOCH": f"{written.timestamp():.0f}", "FORCE_SOURCE_DATE": "1"}
-    with tempfile.TemporaryDirectory() as made:  # as working folder: the path of an output folder gets into the PDF
-        shutil.copy(folder / "report.tex", made)
+    environment = os.environ | clock | {"max_print_line": "10000"}
+    with tempfile.TemporaryDirectory() as name:
+        made = Path(name)
+        (made / "report.tex").write_text(tex, encoding="utf-8")
+        (made / "shown").symlink_to((folder / "shown").resolve())
         for _ in range(times):
-            done = subprocess.run(command, cwd=made, env=os.environ | search | clock, capture_output=True)
+            done = subprocess.run(command, cwd=made, env=environment, capture_output=True)
             if done.returncode:
                 raise ExportFailed(f"report.pdf was not made: LaTeX says\n{tex_errors(done.stdout + done.stderr)}")
-        log = (Path(made) / "report.log").read_text(encoding="utf-8", errors="replace")
-        shutil.copyfile(Path(made) / "report.pdf", folder / "report.pdf")
+        log, aux = ((made / f"report.{kind}").read_text(encoding="utf-8", errors="replace") for kind in ("log", "aux"))
+        write_atomically(folder / "report.pdf", (made / "report.pdf").read_bytes())
     if lost := sorted(set(re.findall(r"Missing character: There is no (\S+)", log))):
         raise ExportFailed(f"report.pdf lacks characters that its fonts don't have: {' '.join(lost)}")
-    wide = re.findall(r"Overfull \\hbox \(([\d.]+)pt too wide\) (.*)", log)
-    return [f"report.pdf: {by} pt too wide {where}" for by, where in wide if float(by) > OVERFULL_PT]
+    if large := overfull(log, aux, tex):
+        raise ExportFailed("\n".join(f"report.pdf: {said}" for said in large))
 
 
 def tex_errors(output: bytes) -> str:
-    """The error lines of a LaTeX run, each with the source line that it points at; all of the end if there are none."""
+    """Return the errors in a LaTeX run's `output`, each with the source line that it points at; its end without any."""
     lines = output.decode("utf-8", "replace").splitlines()
     errors = [at for at, line in enumerate(lines) if line.startswith("!")]
     return "\n".join(line for at in errors for line in lines[at : at + 6]) or "\n".join(lines[-20:])
+
+
+def overfull(log: str, aux: str, tex: str) -> list[str]:
+    """Say by how much each box that TeX's `log` calls too large is so, and in which table, figure or section it stands.
+
+    A box is found by its line in the source `tex`, or, where TeX knows only the page, by the captions that `aux` puts
+    on it.
+    """
+    found, captions = (
+        [],
+        r"contentsline \{(\w+)\}\{\\numberline \{(\d+)\}\{\\ignorespaces (.*?)\s*(?:\\relax )?\}\}\{(\d+)\}",
+    )
+    for box in re.finditer(r"(?:Overfull \\[hv]box \(|Float too large for page by )([\d.]+)pt(.*)", log):
+        if float(box[1]) <= OVERFULL_PT:
+            continue
+        if line := re.search(r"lines? (\d+)", box[2]):
+            where = surrounding(tex, int(line[1]))
+        else:
+            page = re.search(r"\[(\d+)", log[box.end() :])
+            there = [c for c in re.findall(captions, aux) if page and c[3] == page[1]]
+            where = "; ".join(f"{kind} {number}: {text}" for kind, number, text, _ in there) or "the text of a page"
+        found.append(f"{where}: {box[1]} pt {box[2].strip(' )')}")
+    return found
+
+
+def surrounding(tex: str, line: int) -> str:
+    """Return the caption of the table or figure around a `line` of `tex`, counted from 1, or the heading above it."""
+    for block in re.finditer(r"\\begin\{(table|figure|longtable)\}.*?\\end\{\1\}", tex, re.DOTALL):
+        first = tex.count("\n", 0, block.start()) + 1
+        if first <= line <= first + block[0].count("\n") and (caption := re.search(r"\\caption\{(.*)\}", block[0])):
+            return f"{block[1].removeprefix('long')}: {caption[1]}"
+    headings = re.findall(r"^\\(?:sub)*section\{(.*?)\}(?:\\label|$)", "\n".join(tex.splitlines()[:line]), re.MULTILINE)
+    return f"section: {headings[-1]}" if headings else "before the first section"
 
 
 def without_empty(cells: list[NotebookNode]) -> list[NotebookNode]:

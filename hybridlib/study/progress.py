@@ -1,4 +1,4 @@
-"""How far a run is, and what its records amount to."""
+"""How far a run is, whether its records are what it would compute today, and what they amount to."""
 
 import math
 import textwrap
@@ -15,55 +15,53 @@ from hybridlib.study.records import PHASES, RunFolder
 from hybridlib.study.run import Run
 from hybridlib.training import NUMERICS
 
-State = Literal["missing", "partial", "damaged", "stale", "extendable", "complete"]
+RunState = Literal["missing", "partial", "damaged", "stale", "extendable", "complete"]
 DESCRIPTIONS = {"study", "about", "role"}  # of a run: they change no record
+TENTHS = 10  # of a run's computed steps, by which its pace is judged
+UNTIMED_STEPS = 3  # a run's first steps are off the clock: lazy initialisation, allocation, caches
 
 
-def folder(run: Run) -> Path:
-    """Where a run's records lie."""
+def run_folder(run: Run) -> Path:
+    """Return the folder in which the records of `run` lie."""
     return OUTPUTS / run.study / "runs" / run.id
 
 
 def checkpoint_path(run: Run) -> Path:
-    return folder(run) / "checkpoint.safetensors"
+    """Return the file of the newest checkpoint of `run`."""
+    return run_folder(run) / "checkpoint.safetensors"
 
 
-def state(run: Run) -> State:
-    """`damaged`: not as it was written; `stale`: made by other parameters, or under another NUMERICS; `extendable`: done
-    but for the way to its target.
+def run_state(run: Run) -> RunState:
+    """Return how far `run` is.
 
-    A run is extendable once its baseline is known, while it has not reached that loss and may still go on.
+    `damaged`: a file is not as it was written. `stale`: made by other parameters, or under another NUMERICS.
+    `extendable`: complete, but its baseline is known now, and its loss not reached yet with steps left to try.
     """
-    records = RunFolder(folder(run))
+    records = RunFolder(run_folder(run))
     facts = records.facts
     if facts is None and records.damage():
         return "damaged"
     if facts is None:
         return "partial" if checkpoint_path(run).exists() else "missing"
-    if not is_current(run, facts):
+    if why_run_stale(run, facts):
         return "stale"
     return "extendable" if may_extend(run, facts["last_step"]) else "complete"
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """What a record says of how it came about: parameters and NUMERICS, by which it is judged, and the packages' lock."""
+    """Return what a record of `run` says of its making: parameters, NUMERICS, and the hash of the packages' lock."""
     return dict(parameters=run.model_dump(mode="json"), numerics=NUMERICS, lock_sha256=provenance.lock_sha256())
 
 
-def is_current(run: Run, facts: dict[str, Any]) -> bool:
-    """Whether records (or a checkpoint) with these facts are what the run would compute today."""
-    return not why_stale(run, facts)
-
-
-def why_stale(run: Run, facts: dict[str, Any]) -> str:
-    """Say in one sentence why records with these facts are not what the run would compute today; empty if they are."""
+def why_run_stale(run: Run, facts: dict[str, Any]) -> str:
+    """Say in one sentence why records with these `facts` are not what `run` would compute today; empty if they are."""
     if (made := facts.get("numerics")) != NUMERICS:
         return f"made under NUMERICS {made}, today's is {NUMERICS}"
     return other_parameters(run, facts.get("parameters"))
 
 
 def other_parameters(run: Run, recorded: Any) -> str:
-    """Say in one sentence how recorded parameters differ from the run's; empty if they don't.
+    """Say in one sentence how `recorded` parameters differ from those of `run`; empty if they don't.
 
     They are read by today's schema: a setting that is newer than the record had its default then.
     """
@@ -75,7 +73,7 @@ def other_parameters(run: Run, recorded: Any) -> str:
 
 
 def difference(then: dict[str, Any], now: dict[str, Any]) -> str:
-    """Say in one sentence where two nested mappings differ first, and in how much more; empty if they are equal."""
+    """Say in one sentence where the mapping `now` differs first from `then`, and in how much more; empty if equal."""
     if not (found := differences(then, now)):
         return ""
     key, was, is_now = found[0][0], *(textwrap.shorten(repr(value), 80, placeholder=" …") for value in found[0][1:])
@@ -83,7 +81,10 @@ def difference(then: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def differences(then: dict[str, Any], now: dict[str, Any], above: str = "") -> list[tuple[str, Any, Any]]:
-    """Return dotted key, value then and value now wherever two nested mappings differ; a key that is not there is None."""
+    """Return dotted key, value in `then` and value in `now` wherever the two nested mappings differ.
+
+    A key that is not there has the value None. `above` is put before all keys.
+    """
     found = []
     for key in dict.fromkeys([*then, *now]):
         one, other = then.get(key), now.get(key)
@@ -95,29 +96,24 @@ def differences(then: dict[str, Any], now: dict[str, Any], above: str = "") -> l
 
 
 def target_loss(run: Run) -> float | None:
-    """The final held-out loss of the baseline on the same data and seed; None while there is no such record."""
-    beside = folder(run).with_name(f"baseline-{run.data}-s{run.seed}")
-    facts = RunFolder(beside).facts
+    """Return the final held-out loss of the baseline on the data and seed of `run`; None while it has no record."""
+    facts = RunFolder(run_folder(run).with_name(f"baseline-{run.data}-s{run.seed}")).facts
     return facts["summary"]["held_out_loss"] if facts else None
 
 
 def may_extend(run: Run, last_step: int) -> bool:
-    """Whether the run should go on past its nominal steps: a target, not reached yet, and steps left to try."""
+    """Return whether `run`, at `last_step`, should go on: it has a target, not reached yet, and steps left to try."""
     target = target_loss(run)
     if run.extend == 1.0 or target is None or last_step >= int(run.extend * run.steps):
         return False
-    return RunFolder(folder(run)).evals().held_out_loss.min() > target
-
-
-TENTHS = 10  # of a run's real steps, by which its pace is judged
-UNTIMED_STEPS = 3  # a run's first steps are off the clock: lazy initialisation, allocation, caches
+    return RunFolder(run_folder(run)).evals().held_out_loss.min() > target
 
 
 def summarise(steps: pd.DataFrame, evals: pd.DataFrame, nominal_steps: int, tokens_per_step: int) -> dict[str, Any]:
-    """A run's figures at its last nominal step; rows after it belong to the extension for time to target.
+    """Return a run's figures after `nominal_steps` steps of `tokens_per_step` tokens, from its records.
 
-    `train_s` and the rates leave out the first UNTIMED_STEPS steps. Raises `ValueError` if the run is shorter
-    than its nominal steps.
+    Rows of `steps` and `evals` after that belong to the extension for time to target. `train_s` and the rates leave out
+    the first UNTIMED_STEPS steps. Raise `ValueError` if the run is shorter than its nominal steps.
     """
     nominal = steps[steps.step <= nominal_steps]
     if len(nominal) < nominal_steps:
@@ -154,12 +150,12 @@ def summarise(steps: pd.DataFrame, evals: pd.DataFrame, nominal_steps: int, toke
 
 
 def pace(step_s: np.ndarray) -> tuple[float, float]:
-    """(n_real_steps,) seconds -> how many times as slow the slowest tenth is as the fastest, by their medians, and the
-    seconds that all tenths took beyond the fastest's pace.
+    """Return how many times as slow the slowest tenth of the steps is as the fastest, and the seconds lost by that.
 
-    A machine at rest with steps of one cost gives 1 and about 0. What one run shows and another of its arm does not is
-    either the machine's doing or its own numbers': gradients that underflow to subnormal numbers, which some processors
-    multiply many times as slowly.
+    `step_s` holds the seconds of each computed step, shape (n_real_steps,). Tenths are compared by their medians, and
+    the time lost is what all tenths took beyond the fastest's pace. A machine at rest with steps of one cost gives 1
+    and about 0. What one run shows and another of its arm does not is either the machine's doing or its own numbers':
+    gradients that underflow to subnormal numbers, which some processors multiply many times as slowly.
     """
     tenths = np.array_split(step_s, min(TENTHS, len(step_s)))
     medians = np.array([np.median(part) for part in tenths])
@@ -167,6 +163,6 @@ def pace(step_s: np.ndarray) -> tuple[float, float]:
 
 
 def time_to_target_s(evals: pd.DataFrame, target_loss: float) -> float:
-    """Seconds on the run's clock when the held-out loss is first at or below the target; infinite if it never is."""
+    """Return the seconds of training after which `evals` are first at or below `target_loss`; infinite if never."""
     reached = evals[evals.held_out_loss <= target_loss]
     return float(reached.train_s.iloc[0]) if len(reached) else math.inf

@@ -1,87 +1,97 @@
-"""The progress line of the job that runs: read from its records, so that training knows nothing of it."""
+"""What the command says while it works: the progress of the job that runs, read from its records, and durations."""
 
 import io
+import os
 import sys
 import threading
 import time
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pandas as pd
 from rich.console import Console
-from rich.status import Status
+from rich.markup import escape
 
 from hybridlib.study import progress
 from hybridlib.study.plan import Job
 from hybridlib.study.run import Run
 
-REFRESH_S = 2.0
-PLAIN_EVERY_S = 15.0  # where there is no terminal to redraw a line on
+REFRESH_S = 1.0
 
 
-class BackgroundLine:
-    """Runs `show` in a thread of its own while a block runs; `done` is set when the block ends."""
+def use_utf8() -> None:
+    """Start this program again in Python's UTF-8 mode if the locale has file names and text in another encoding.
 
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self._thread = threading.Thread(target=self.show, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.done.set()
-        self._thread.join()
-
-    def show(self) -> None:
-        """Say what is going on, until `done`."""
-        raise NotImplementedError
+    Its children inherit the mode. Standard output stays in the terminal's encoding.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        own = {"PYTHONUTF8": "1", "PYTHONIOENCODING": os.environ.get("PYTHONIOENCODING", sys.stdout.encoding)}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | own)
 
 
-class ProgressLine(BackgroundLine):
-    """Shows a job's progress while its block runs: one line redrawn on a terminal, a plain line now and then elsewhere."""
+def replace_unknown_characters() -> None:
+    """Have standard output write `?` for a character that its encoding lacks, where Python would raise an error."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
 
-    def __init__(self, job: Job, label: str, console: Console) -> None:
-        self.job, self.label, self.console = job, label, console
-        self.started = time.time()
-        super().__init__()
 
-    def show(self) -> None:
-        if self.console.is_terminal:
-            with Status(self._text(), console=self.console, refresh_per_second=1) as status:
-                while not self.done.wait(REFRESH_S):
-                    status.update(self._text())
-        else:
-            while not self.done.wait(PLAIN_EVERY_S):
-                print(self._text(), flush=True, file=sys.stdout)
+@contextmanager
+def live_line(
+    text: Callable[[], str], console: Console, quiet_s: float = 0.0, plain_every_s: float = 15.0
+) -> Iterator[None]:
+    """While the block runs, show on `console` what `text` returns.
 
-    def _text(self) -> str:
-        said = how_far(self.job.run, self.started) if self.job.run else f"{time.time() - self.started:.0f} s"
-        return f"{self.label} {self.job.name}: {said}"
+    A terminal has one line that is redrawn, and none for the first `quiet_s` seconds. Elsewhere a line is printed every
+    `plain_every_s` seconds.
+    """
+    done = threading.Event()
+
+    def show() -> None:
+        if console.is_terminal and not done.wait(quiet_s):
+            with console.status(escape(text())) as status:
+                while not done.wait(REFRESH_S):
+                    status.update(escape(text()))
+        while not done.wait(plain_every_s):
+            console.print(escape(text()))
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def progress_of(job: Job, label: str) -> Callable[[], str]:
+    """Return what says how far `job`, which starts now, has come; `label` stands before its name."""
+    started = time.time()
+
+    def said() -> str:
+        return how_far(job.run, started) if job.run else f"{time.time() - started:.0f} s"
+
+    return lambda: f"{label} {job.name}: {said()}"
 
 
 def how_far(run: Run, since: float) -> str:
-    """Step, loss, tokens a second and time left of a run; rows written before `since` (a time) are not its own."""
-    file = progress.folder(run) / "steps.csv"
-    if not file.exists() or file.stat().st_mtime < since:
+    """Say step, loss, tokens a second and time left of `run`; rows written before the time `since` are not its own."""
+    file = progress.run_folder(run) / "steps.csv"
+    try:
+        if file.stat().st_mtime < since:
+            return "starting"
+        text = file.read_text(encoding="utf-8", errors="replace")
+        steps = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1]))
+        step, losses, recent_s = int(steps.step.iloc[-1]), steps.loss.dropna(), steps.tail(100).step_s.mean()
+        last = run.steps if step <= run.steps else int(run.extend * run.steps)
+        loss = f"loss {losses.iloc[-1]:.3f}, " if len(losses) else ""
+        rate, left = f"{run.batch_size * run.seq_len / recent_s:,.0f} tokens/s", duration((last - step) * recent_s)
+    except (OSError, ValueError, LookupError, AttributeError, ArithmeticError):  # no row yet, or a damaged one
         return "starting"
-    text = file.read_text()
-    steps = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1]))
-    if steps.empty:
-        return "starting"
-    step, losses = int(steps.step.iloc[-1]), steps.loss.dropna()
-    recent = steps.tail(100).step_s.mean()
-    last = run.steps if step <= run.steps else int(run.extend * run.steps)
-    loss = f"loss {losses.iloc[-1]:.3f}, " if len(losses) else ""
-    return (
-        f"step {step}/{last}{' at most' if last > run.steps else ''}, {loss}"
-        f"{run.batch_size * run.seq_len / recent:,.0f} tokens/s, {duration((last - step) * recent)} left"
-    )
+    return f"step {step}/{last}{' at most' if last > run.steps else ''}, {loss}{rate}, {left} left"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 45 s, 3 min 20 s, 2 h 05 min."""
+    """Return `seconds` as a person says them: 45 s, 3 min 20 s, 2 h 05 min."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

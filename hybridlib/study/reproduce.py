@@ -1,4 +1,4 @@
-"""Trains recorded runs again on this machine and says whether the same comes out: `run_all.py --reproduce`, `--verify`.
+"""Train recorded runs again on this machine, and say whether the same comes out: `run_all.py --reproduce`, `--verify`.
 
 What is trained lies in `outputs/<study>/reproduced/`; the records stay as they are.
 """
@@ -6,7 +6,6 @@ What is trained lies in `outputs/<study>/reproduced/`; the records stay as they 
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 from typing import Any
@@ -14,21 +13,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from hybridlib.study import progress, provenance
-from hybridlib.study.execute import known_times
+from hybridlib.study import provenance
 from hybridlib.study.parameters import OUTPUTS
+from hybridlib.study.pipeline import known_times
 from hybridlib.study.plan import Job, estimated_s, plan
-from hybridlib.study.progress import summarise, time_to_target_s
-from hybridlib.study.progress_line import ProgressLine, duration
-from hybridlib.study.provenance import end_with
-from hybridlib.study.records import RunFolder, write_atomically
+from hybridlib.study.progress import run_folder, run_state, summarise, time_to_target_s
+from hybridlib.study.progress_line import duration, live_line, progress_of
+from hybridlib.study.records import RunFolder
 from hybridlib.study.run import Run
 from hybridlib.study.schema import Study
+from hybridlib.study.storage import write_atomically
 
 PAIR, DATA = ("baseline", "hybrid"), "text"  # what the criteria of speed and quality compare, and on which source
 PATIENCE_S = 30.0  # for a checkpoint
+# Relative, of the final held-out loss. Verdicts turn on whole percents of it, of which this is a hundredth; what
+# another processor rounds otherwise stays below it, where a seed or a setting of its own moves the loss by more.
+SAME = 1e-4
+BUSY = 2.0  # the slowdown (see `progress.pace`) from which on a machine had more to do than to train
+TIMED = ["step_s", "jump_s", "peak_mb", "train_s"]
 
 
 class CannotTrain(Exception):
@@ -36,17 +41,17 @@ class CannotTrain(Exception):
 
 
 def pair(study: Study) -> list[Run]:
-    """Return baseline and hybrid of the study's first seed. Raises `ValueError` for a study without them."""
+    """Return baseline and hybrid of the first seed of `study`. Raise `ValueError` for a study without them."""
     return [study.run(arm, DATA, study.seeds[0], where="--reproduce") for arm in PAIR]
 
 
 def recorded(runs: list[Run]) -> list[Run]:
-    """Return those of the runs whose records are complete and current."""
-    return [run for run in runs if progress.state(run) in ("complete", "extendable")]
+    """Return those of the `runs` whose records are complete and current."""
+    return [run for run in runs if run_state(run) in ("complete", "extendable")]
 
 
 def reproduce(study: Study, device: str, console: Console) -> bool:
-    """Train the pair again, compare it with its records, print and write what was found; False if they do not agree."""
+    """Train the pair of `study` again on `device`, and return whether it agrees with its records, said on `console`."""
     runs = pair(study)
     if len(recorded(runs)) < len(runs):
         console.print("Nothing to reproduce: baseline and hybrid have no complete records yet; the plan trains them.")
@@ -55,35 +60,37 @@ def reproduce(study: Study, device: str, console: Console) -> bool:
 
 
 def verify(study: Study, count: int, choice: int | None, device: str, console: Console) -> bool:
-    """The same for complete runs chosen at random, to their nominal steps."""
+    """Do the same for `count` complete runs chosen at random, by the seed `choice` if given, to their nominal end.
+
+    `study`, `device` and `console` are as for `reproduce`.
+    """
     there = recorded([job.run for job in plan(study, study.study, full=True) if job.run and not job.extends])
     choice = random.randrange(10**6) if choice is None else choice
     runs = random.Random(choice).sample(there, min(count, len(there)))
-    console.print(
-        f"{len(runs)} of {len(there)} complete runs, chosen by --choice {choice}: {', '.join(run.id for run in runs)}."
-    )
+    names = ", ".join(run.id for run in runs)
+    console.print(f"{len(runs)} of {len(there)} complete runs, chosen by --choice {choice}: {names}.")
     return judged(study, runs, [again(run, extend=1.0) for run in runs], device, console) if runs else True
 
 
 def again(run: Run, **changes: Any) -> Run:
-    """The run with its records elsewhere."""
+    """Return `run` with its records elsewhere, and with `changes` of its parameters."""
     return run.model_copy(update=dict(study=f"{run.study}/reproduced") | changes)
 
 
 def judged(study: Study, runs: list[Run], copies: list[Run], device: str, console: Console) -> bool:
+    """Train `copies`, compare them with the records of `runs`, write and say what is found; return whether they agree.
+
+    `study`, `device` and `console` are as for `reproduce`.
+    """
     known = known_times(study.study)
-    total = sum(estimated_s(Job("", "", {}, run), known) for run in runs)
-    console.print(
-        f"Training {', '.join(run.id for run in runs)} again, to compare with the records: about {duration(total)}."
-    )
+    total = duration(sum(estimated_s(Job("", "", {}, run), known) for run in runs))
+    names = ", ".join(run.id for run in runs)
+    console.print(f"Training {names} again, to compare with the records: about {total}.")
     train_again(copies, device, console)
-    folders = [[RunFolder(progress.folder(run)) for run in each] for each in (runs, copies)]
+    folders = [[RunFolder(run_folder(run)) for run in each] for each in (runs, copies)]
     rows = [compare(run.id, *both) for run, *both in zip(runs, *folders)]
-    speeds = (
-        {where: speed(*each) for where, each in zip(("recorded", "here"), folders)}
-        if [r.arm for r in runs] == [*PAIR]
-        else {}
-    )
+    is_pair = [run.arm for run in runs] == [*PAIR]
+    speeds = {where: speed(*each) for where, each in zip(("recorded", "here"), folders)} if is_pair else {}
     said = verdict(rows)
     facts = dict(study=study.study, made_at=provenance.now(), said=said, agree=agree(rows), runs=rows, speed=speeds)
     write_atomically(OUTPUTS / study.study / "reproduced" / "reproduced.json", json.dumps(facts, indent=1) + "\n")
@@ -95,20 +102,25 @@ def judged(study: Study, runs: list[Run], copies: list[Run], device: str, consol
 
 
 def train_again(runs: list[Run], device: str, console: Console) -> None:
-    """Train the runs, one after the other, each in a process of its own: those that an interrupted start left, or all anew."""
-    if all(progress.state(run) == "complete" for run in runs):
+    """Train those `runs` on `device` that an interrupted start left, or all anew, and show progress on `console`.
+
+    Copies that are all complete are kept in `superseded/`, beside them.
+    """
+    if all(run_state(run) == "complete" for run in runs):
         for run in runs:
-            shutil.rmtree(progress.folder(run))
+            aside = provenance.from_root(RunFolder(run_folder(run)).set_aside())
+            console.print(escape(f"{run.id} was trained again before: that copy is kept in {aside}."))
     for at, run in enumerate(runs, start=1):
-        if progress.state(run) != "complete":
-            with ProgressLine(Job("reproduce", "", {}, run), f"[again {at}/{len(runs)}]", console):
+        if run_state(run) != "complete":
+            job = Job("reproduce", "", {}, run)
+            with live_line(progress_of(job, f"[again {at}/{len(runs)}]"), console):
                 train_alone(run, device)
 
 
 def train_alone(run: Run, device: str) -> None:
-    """Train a run in a process that ends with this one. Raises `CannotTrain`."""
-    me, command = os.getpid(), [sys.executable, "-m", "hybridlib.training.experiment", run.model_dump_json(), device]
-    options = dict(stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=lambda: end_with(me))
+    """Train `run` on `device` in a process that ends with this one. Raise `CannotTrain`."""
+    command = [sys.executable, "-m", "hybridlib.training.experiment", run.model_dump_json(), device, str(os.getpid())]
+    options = dict(stderr=subprocess.PIPE, encoding="utf-8", errors="replace", start_new_session=True)
     with subprocess.Popen(command, **options) as process:
         try:
             _, said = process.communicate()
@@ -123,33 +135,22 @@ def train_alone(run: Run, device: str) -> None:
         raise CannotTrain(f"{run.id} could not be trained: {(said.strip().splitlines() or [process.returncode])[-1]}")
 
 
-# Relative, of the final held-out loss. Verdicts turn on whole percents of it, of which this is a hundredth; what another
-# processor rounds otherwise stays below it, where a seed or a setting of its own moves the loss by more.
-SAME = 1e-4
-BUSY = (
-    2.0  # a run whose slowest tenth of real steps takes so many times the fastest's time had the machine not to itself
-)
-TIMED = ["step_s", "jump_s", "peak_mb", "train_s"]
-
-
 def compare(name: str, then: RunFolder, now: RunFolder) -> dict[str, Any]:
-    """Return how far two records of one run differ, as far as both go: the largest relative difference of their losses."""
+    """Return how far the records `then` and `now` of the run `name` differ, as far as both go.
+
+    Differences are relative, the largest of all steps or evaluations. `weights_equal` is None where the runs end at
+    different steps.
+    """
     facts = [folder.facts for folder in (then, now)]
-    last = min(each["last_step"] for each in facts)
-    steps, evals = (
-        [upto(last, table) for table in both] for both in ((then.steps(), now.steps()), (then.evals(), now.evals()))
-    )
-    ends = [each["summary"]["held_out_loss"] for each in facts]
-    weights = (
-        facts[0]["weights_sha256"] == facts[1]["weights_sha256"]
-        if facts[0]["last_step"] == facts[1]["last_step"]
-        else None
-    )
+    last = [each["last_step"] for each in facts]
+    steps = [upto(min(last), folder.steps()) for folder in (then, now)]
+    evals = [upto(min(last), folder.evals()) for folder in (then, now)]
+    weights = facts[0]["weights_sha256"] == facts[1]["weights_sha256"] if last[0] == last[1] else None
     return dict(
         run=name,
         step_losses=largest(*(table.loss for table in steps)),
         held_out_losses=largest(*(table.held_out_loss for table in evals)),
-        final_loss=largest(*(pd.Series([end]) for end in ends)),
+        final_loss=largest(*(pd.Series([each["summary"]["held_out_loss"]]) for each in facts)),
         equal=all(one.equals(other) for one, other in (steps, evals)) and weights is not False,
         weights_equal=weights,
         recorded_on=facts[0]["device"],
@@ -158,65 +159,67 @@ def compare(name: str, then: RunFolder, now: RunFolder) -> dict[str, Any]:
 
 
 def upto(last: int, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows up to a step, by step, without what no two starts share."""
+    """Return the rows of `table` up to step `last`, by step, without what no two starts share."""
     return table[table.step <= last].set_index("step").drop(columns=TIMED, errors="ignore")
 
 
 def largest(then: pd.Series, now: pd.Series) -> float:
-    """Return the largest relative difference of two series; infinite where one has a number and the other none."""
+    """Return the largest relative difference of `now` from `then`; infinite where only one of them has a number."""
     then, now = then.align(now)
     apart = ((now - then).abs() / then.abs()).where(then != now, 0.0)
     return float(apart.mask(then.isna() & now.isna(), 0.0).fillna(np.inf).max())
 
 
 def speed(baseline: RunFolder, hybrid: RunFolder) -> dict[str, float]:
-    """Return the ratio of throughputs, that of the times to the baseline's final held-out loss, and the runs' worst slowdown."""
-    rates = [folder.facts["summary"]["nominal_tokens_per_s"] for folder in (hybrid, baseline)]
-    target = baseline.facts["summary"]["held_out_loss"]
-    times = [time_to_target_s(folder.evals(), target) for folder in (baseline, hybrid)]
-    paces = [
-        summarise(f.steps(), f.evals(), f.facts["summary"]["nominal_steps"], 1)["slowdown"] for f in (baseline, hybrid)
-    ]
-    return dict(speedup=rates[0] / rates[1], time_to_target=times[0] / times[1], slowdown=max(paces))
+    """Return how many times as fast `hybrid` is as `baseline`, in throughput and in time to the baseline's final loss.
+
+    `slowdown` is the larger of the two runs' (see `progress.pace`).
+    """
+    both = (baseline, hybrid)
+    facts = [folder.facts["summary"] for folder in both]
+    times = [time_to_target_s(folder.evals(), facts[0]["held_out_loss"]) for folder in both]
+    paces = [summarise(f.steps(), f.evals(), of["nominal_steps"], 1)["slowdown"] for f, of in zip(both, facts)]
+    rates = [of["nominal_tokens_per_s"] for of in facts]
+    return dict(speedup=rates[1] / rates[0], time_to_target=times[0] / times[1], slowdown=max(paces))
 
 
 def in_words(where: str, found: dict[str, float]) -> str:
-    """Say what `speed` found."""
+    """Say what `speed` has `found` in the runs made `where`."""
     reached = f"in 1/{found['time_to_target']:.2f} of the time" if found["time_to_target"] else "never"
     said = f"{where}: hybrid is {found['speedup']:.2f}× as fast, and reaches the baseline's final loss {reached}"
     if found["slowdown"] <= BUSY:
         return said
-    return f"{said}; but steps took up to {found['slowdown']:.1f} times as long as others, so the machine was busy and times say little"
+    slow = f"steps took up to {found['slowdown']:.1f} times as long as others"
+    return f"{said}; but {slow}, so the machine was busy and times say little"
 
 
 def agree(rows: list[dict[str, Any]]) -> bool:
+    """Return whether the final losses of all compared runs, the `rows`, are the same."""
     return all(row["final_loss"] <= SAME for row in rows)
 
 
 def verdict(rows: list[dict[str, Any]]) -> str:
-    """Say in one sentence whether the records were reproduced."""
+    """Say in one sentence whether the compared runs, the `rows`, were reproduced."""
     if all(row["equal"] for row in rows):
         return "Reproduced: equal to the last digit, times and memory apart."
     worst = max(rows, key=lambda row: row["final_loss"])
+    by = f"{worst['final_loss']:.1e}"
     if not agree(rows):
-        return f"DO NOT AGREE: the final held-out loss of {worst['run']} differs by {worst['final_loss']:.1e} of it, more than {SAME:.0e}."
-    other = any(row["recorded_on"] != row["here"] for row in rows)
-    why = (
-        "another processor rounds differently"
-        if other
-        else "on the same processor, so other packages or kernels rounded differently"
-    )
-    return f"Reproduced: final held-out losses agree to {worst['final_loss']:.1e} of them ({why})."
+        loss = f"the final held-out loss of {worst['run']}"
+        return f"DO NOT AGREE: {loss} differs by {by} of it, more than {SAME:.0e}."
+    moved = any(row["recorded_on"] != row["here"] for row in rows)
+    same = "on the same processor, so other packages or kernels rounded differently"
+    why = "another processor rounds differently" if moved else same
+    return f"Reproduced: final held-out losses agree to {by} of them ({why})."
 
 
 def shown(rows: list[dict[str, Any]]) -> Table:
-    table = Table("run", "step losses", "held-out losses", "final loss", "weights", "recorded on", "here", title_justify="left",
-                  title="Trained again: largest relative differences")  # fmt: skip
+    """Return the compared runs, the `rows`, as a table."""
+    columns = ["run", "step losses", "held-out losses", "final loss", "weights", "recorded on", "here"]
+    table = Table(*columns, title="Trained again: largest relative differences", title_justify="left")
+    weights = {True: "equal", False: "differ", None: "end elsewhere"}
     for row in rows:
-        numbers = [
-            "phases differ" if np.isinf(x := row[key]) else f"{x:.1e}" if x else "0"
-            for key in ("step_losses", "held_out_losses", "final_loss")
-        ]
-        weights = {True: "equal", False: "differ", None: "end elsewhere"}[row["weights_equal"]]
-        table.add_row(row["run"], *numbers, weights, row["recorded_on"], row["here"])
+        values = [row[key] for key in ("step_losses", "held_out_losses", "final_loss")]
+        numbers = ["phases differ" if np.isinf(value) else f"{value:.1e}" if value else "0" for value in values]
+        table.add_row(row["run"], *numbers, weights[row["weights_equal"]], row["recorded_on"], row["here"])
     return table

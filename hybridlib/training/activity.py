@@ -1,40 +1,38 @@
 """Says what takes long before training starts: one line redrawn on a terminal, a plain line now and then elsewhere."""
 
 import multiprocessing
-import sys
 import time
+from types import TracebackType
+from typing import Self
 
 from rich.console import Console
-from rich.markup import escape
-from rich.status import Status
 
-from hybridlib.study.progress_line import BackgroundLine
+from hybridlib.study.progress_line import live_line
 
 QUIET_S = 2.0  # what is done sooner says nothing
 PLAIN_EVERY_S = 30.0  # where there is no terminal to redraw a line on
 
 
-class Activity(BackgroundLine):
-    """While its block runs, shows the label, what was last given to `say`, and the seconds so far, on stderr."""
+class Activity:
+    """While its block runs, shows `label`, what was last given to `say`, and the seconds so far, on stderr."""
 
     def __init__(self, label: str) -> None:
         self.label, self.doing, self.started = label, "", time.monotonic()
-        super().__init__()
+        # Workers side by side share their parent's terminal, where their lines would overwrite one another.
+        terminal = None if multiprocessing.parent_process() is None else False
+        console = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=terminal)
+        self._line = live_line(self._text, console, QUIET_S, PLAIN_EVERY_S)
 
     def say(self, doing: str) -> None:
+        """Show `doing` from now on."""
         self.doing = doing
 
-    def show(self) -> None:
-        console = Console(stderr=True)
-        # Workers side by side share their parent's terminal, where their lines would overwrite one another.
-        if console.is_terminal and multiprocessing.parent_process() is None:
-            if not self.done.wait(QUIET_S):
-                with Status(escape(self._text()), console=console, refresh_per_second=1) as status:
-                    while not self.done.wait(0.5):
-                        status.update(escape(self._text()))
-        else:
-            while not self.done.wait(PLAIN_EVERY_S):
-                print(self._text(), file=sys.stderr, flush=True)
+    def __enter__(self) -> Self:
+        self._line.__enter__()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._line.__exit__(kind, error, trace)
 
     def _text(self) -> str:
         return f"{self.label}: {self.doing}, {time.monotonic() - self.started:.0f} s"

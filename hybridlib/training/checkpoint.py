@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from hybridlib.study.records import writing
+from hybridlib.study.storage import writing
 from hybridlib.training import tensor_file
 from hybridlib.training.tensor_file import copied
 

@@ -15,6 +15,7 @@ from hybridlib.study import progress, provenance
 from hybridlib.study.progress import UNTIMED_STEPS, summarise
 from hybridlib.study.records import EvalRecord, RunFolder, StepRecord
 from hybridlib.study.run import Run
+from hybridlib.study.storage import locked
 from hybridlib.training.assemble import device_name, make_trainer, pick_device, warm_up_kernels
 from hybridlib.training.checkpoint import CheckpointFile, Preemption
 from hybridlib.training.data import DataSource, open_source
@@ -26,13 +27,19 @@ from hybridlib.training.trainer import HybridTrainer
 
 
 def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
-    """Takes a run to its end, or on from its last checkpoint, and returns its `run.json`.
+    """Takes a run that is not complete to its end, on from its last checkpoint, and returns its `run.json`.
 
-    Raises `RunInUse` while another process trains it. SIGTERM makes a checkpoint and then ends the process.
+    Raises `InUse` while another process trains it. SIGTERM makes a checkpoint and then ends the process.
     """
     device = pick_device(device_choice, run.threads)
-    records = RunFolder(progress.folder(run))
-    with records.locked(), Preemption() as preemption:
+    records = RunFolder(progress.run_folder(run))
+    with locked(records.path, "trains it"), Preemption() as preemption:
+        if progress.run_state(run) == "complete":
+            return records.facts
+        try:
+            return _train(run, device, records, preemption)
+        except OfOtherCode as error:
+            warnings.warn(str(error), stacklevel=2)
         return _train(run, device, records, preemption)
 
 
@@ -60,6 +67,7 @@ def _train(run: Run, device: torch.device, records: RunFolder, preemption: Preem
     facts |= dict(parameters=run.model_dump(), floor_nats=source.floor_nats, code=provenance.code()) | file.about
     facts |= dict(
         versions=provenance.versions(),
+        interpreter=provenance.interpreter(),
         ended_at=provenance.now(),
         resumed=resumed,
         compile_s=compile_s,
@@ -78,32 +86,46 @@ def _train(run: Run, device: torch.device, records: RunFolder, preemption: Preem
     return facts
 
 
-def resume(run: Run, trainer: HybridTrainer, average: WeightAverage, records: RunFolder, file: CheckpointFile) -> bool:
-    """Goes on from the newest sound checkpoint of this code and these parameters whose records are as it left them.
+class OfOtherCode(ValueError):
+    """A checkpoint whose state the code of today cannot take; it has been set aside."""
 
-    Where there is none the folder is cleared for a fresh start. Warns of what was found damaged.
+
+def resume(run: Run, trainer: HybridTrainer, average: WeightAverage, records: RunFolder, file: CheckpointFile) -> bool:
+    """Goes on from the newest sound checkpoint that this run could have made here, its records cut back to there.
+
+    Where there is none, what lies there is set aside for a fresh start. Warns of what is damaged or does not fit.
+    Raises `OfOtherCode`.
     """
 
     def fits(saved: dict[str, Any]) -> bool:
-        if not progress.is_current(run, saved["about"]) or saved["about"]["device"] != file.about["device"]:
-            return False
-        if not (whole := records.cut_back(saved["beside"]["files"])):
-            warnings.warn(
-                f"{records.path}: its CSV files are not as a checkpoint left them; going on from an earlier state",
-                stacklevel=2,
-            )
-        return whole
+        then, now = saved.get("about", {}), file.about
+        why = progress.why_run_stale(run, then) or "; ".join(
+            f"its {key} was {then.get(key)}, today's is {now[key]}"
+            for key in ("device", "corpus_sha256")
+            if then.get(key) != now[key]
+        )
+        if not why and not records.cut_back(saved["beside"]["files"]):
+            why = "its CSV files are not as a checkpoint left them"
+        if why:
+            warnings.warn(f"{shown}: a checkpoint does not fit: {why}; going on from an earlier state", stacklevel=2)
+        return not why
 
-    if said := records.damage():
-        warnings.warn(f"{said}; the run is trained again", stacklevel=2)
-    snapshot = file.newest(fits)
-    if snapshot is None:
-        for name in ("steps.csv", "evals.csv", "run.json"):
-            (records.path / name).unlink(missing_ok=True)
+    shown, facts = provenance.from_root(records.path), records.facts
+    if said := records.damage() or (facts and progress.why_run_stale(run, facts)):
+        warnings.warn(f"{shown}: {said}; the run is trained again", stacklevel=2)
+    if (snapshot := file.newest(fits)) is None:
+        if aside := records.set_aside():
+            kept = f"what was there is kept in {provenance.from_root(aside)}"
+            warnings.warn(f"{shown}: starts afresh; {kept}", stacklevel=2)
         file.remove()
         return False
-    trainer.load_state_dict(snapshot["state"])
-    average.load_state_dict(snapshot["beside"]["average"])
+    try:
+        trainer.load_state_dict(snapshot["state"])
+        average.load_state_dict(snapshot["beside"]["average"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        aside = provenance.from_root(records.set_aside())
+        kept = f"what was there is kept in {aside}"
+        raise OfOtherCode(f"{shown}: other code made its checkpoint ({error!r}): starts afresh; {kept}") from None
     file.about["started_at"] = snapshot["about"]["started_at"]
     (records.path / "run.json").unlink(missing_ok=True)
     return True
@@ -204,5 +226,6 @@ def held_out_loss(model: nn.Module, batches: list[Batch]) -> float:
     return sum(float(loss_fn(model, batch)) for batch in batches) / len(batches)
 
 
-if __name__ == "__main__":  # a run as JSON, and a device: for a process of its own
-    train(Run.model_validate_json(sys.argv[1]), sys.argv[2])
+if __name__ == "__main__":  # for a process of its own: a run as JSON, a device, and the process with which it ends
+    if provenance.end_with(int(sys.argv[3])):
+        train(Run.model_validate_json(sys.argv[1]), sys.argv[2])

@@ -36,7 +36,7 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             try:
-                Path("/proc/self/clear_refs").write_text("5")
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
             except OSError:
                 pass  # the peak then counts from the process's start: too high, never too low
 
@@ -52,7 +52,7 @@ class Meter:
 
 def _status_mb(key: str) -> float:
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0.0
     return next(int(line.split()[1]) * 1024 / MB for line in lines if line.startswith(key + ":"))

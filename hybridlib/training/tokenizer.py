@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from hybridlib.study.records import writing
+from hybridlib.study.storage import writing
 
 # A text without spaces is one word to a tokenizer, and learning takes time quadratic in a word's length.
 LONGEST_WORD = 256

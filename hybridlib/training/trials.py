@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from hybridlib.study import progress
 from hybridlib.study.parameters import ParameterError, load_study
+from hybridlib.study.progress_line import replace_unknown_characters
 from hybridlib.study.provenance import end_with
 from hybridlib.study.run import Run
 from hybridlib.study.sweeps import path, runs, sweeps
@@ -33,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count(), help="trials side by side")
     parser.add_argument("--dry-run", action="store_true", help="print what is to be trained and stop")
     args = parser.parse_args(argv)
+    replace_unknown_characters()
     try:
         study = load_study(args.study)
         asked = sweeps(study)
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:  # ParameterError is one
         print(error, file=sys.stderr)
         return 2
-    todo = [run for run in every if progress.state(run) not in ("complete", "extendable")]
+    todo = [run for run in every if progress.run_state(run) not in ("complete", "extendable")]
     print(f"{len(every)} trials, {len(todo)} to train, {args.workers} at a time")
     if args.dry_run:
         print("\n".join(f"{run.study}: {run.id}" for run in todo))

@@ -1,0 +1,101 @@
+"""What became of a study's jobs: each is executed and said, and outcomes are kept from one start to the next."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+
+from hybridlib.study import export
+from hybridlib.study.execute import JobFailed, execute, executed, job_state
+from hybridlib.study.parameters import OUTPUTS
+from hybridlib.study.plan import STAGES, Job, plan
+from hybridlib.study.progress_line import duration, live_line, progress_of
+from hybridlib.study.records import RunFolder
+from hybridlib.study.schema import Study
+from hybridlib.study.storage import StorageError, write_atomically
+
+COLUMNS = ["job", "stage", "status", "seconds", "message"]
+
+
+@dataclass
+class Pipeline:
+    """The jobs of `study`, which the notebooks know as `name`, said on `console`; `full` includes what `--full` adds.
+
+    `outcomes` holds status, seconds and message of this start's jobs by name; those of earlier starts are kept while
+    they are true.
+    """
+
+    study: Study
+    name: str
+    console: Console
+    full: bool = False
+    outcomes: dict[str, tuple[str, float, str]] = field(default_factory=dict)
+
+    def attempt(self, job: Job, label: str) -> bool:
+        """Execute `job`, which `label` numbers; say, and keep, how it went, and return whether it went well."""
+        study, started, message = self.study.study, time.monotonic(), ""
+        try:
+            with live_line(progress_of(job, label), self.console):
+                if job.stage == "report":
+                    self.write(STAGES[:-1])  # the report judges the pipeline: all of it but itself
+                execute(job, study, self.console)
+                if job.stage == "report":
+                    export.export(OUTPUTS / study, executed(job, study))
+        except (JobFailed, export.ExportFailed, StorageError) as error:
+            message = str(error)
+        seconds, status = time.monotonic() - started, "failed" if message else "complete"
+        self.add(job, status, seconds, message)
+        self.console.print(f"{label} {job.stage}: {job.name}: {status}, {duration(seconds)}")
+        if message:
+            self.console.print(f"[red]{escape(message)}[/]")
+        return not message
+
+    def add(self, job: Job, status: str, seconds: float, message: str = "") -> None:
+        """Keep the `status` of `job`, the `seconds` that it took and its `message`."""
+        self.outcomes[job.name] = (status, round(seconds, 1), " ".join(message.split()))
+
+    def went_well(self, name: str) -> bool:
+        """Return whether the job `name` did not fail in this start."""
+        return self.outcomes.get(name, ("complete",))[0] == "complete"
+
+    def write(self, stages: Iterable[str] = STAGES) -> pd.DataFrame:
+        """Write to `results/pipeline.csv`, and return, a row for each job of `stages`: complete, failed or missing."""
+        file, rows = OUTPUTS / self.study.study / "results" / "pipeline.csv", []
+        earlier = self._earlier(file)
+        for job in plan(self.study, self.name, only=stages, full=self.full):
+            outcome = self.outcomes.get(job.name) or self._from_records(job, earlier.get(job.name, {}))
+            rows.append(dict(zip(COLUMNS, (job.name, job.stage, *outcome))))
+        table = pd.DataFrame(rows, columns=COLUMNS)
+        write_atomically(file, table.to_csv(index=False))
+        return table
+
+    def _earlier(self, file: Path) -> dict[str, dict]:
+        """Return the rows of earlier starts by job."""
+        try:
+            table = pd.read_csv(file, keep_default_na=False)[COLUMNS]
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError):
+            self.console.print(f"{escape(str(file))} is damaged: what it said of earlier starts is lost.")
+            return {}
+        return {row["job"]: row for row in table.to_dict("records")}
+
+    def _from_records(self, job: Job, was: dict) -> tuple[str, float | str, str]:
+        """Return the outcome of a job that this start did not execute, given what it `was` in an earlier one."""
+        found = job_state(job, self.study.study)
+        if found in ("complete", "extendable", "reads"):  # a chapter that reads was executed by an earlier start
+            return "complete", was.get("seconds", ""), ""
+        if was.get("status") == "failed":
+            return "failed", was["seconds"], was["message"]
+        return "missing", "", "" if found == "missing" else found
+
+
+def known_times(study: str) -> dict[tuple[str, str], float]:
+    """Return the mean training seconds of the complete runs of `study`, by (arm, data)."""
+    found = [RunFolder(path.parent).facts for path in (OUTPUTS / study).glob("runs/*/run.json")]
+    rows = [(facts["arm"], facts["data"], facts["summary"]["train_s"]) for facts in found if facts]
+    return pd.DataFrame(rows, columns=["arm", "data", "s"]).groupby(["arm", "data"]).s.mean().to_dict()

@@ -1,0 +1,100 @@
+"""Files that are whole or not there, whatever is killed or full, and folders that one process works in at a time."""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+class StorageError(OSError):
+    """A file that could not be written; the message names it, the bytes to be written and the bytes free."""
+
+
+class InUse(RuntimeError):
+    """A folder in which another process works; the message names both."""
+
+
+@contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Hold the lock of `folder`, which says that this process is `doing` something there; a dead process holds none.
+
+    Raise `InUse` while another process holds it, and `StorageError`.
+    """
+    file = folder / ".lock"
+    with writing(file):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            holder = file.read_text(encoding="utf-8", errors="replace") or "a process that has just started"
+            raise InUse(f"{folder} is in use: {holder}") from None
+    try:
+        with writing(file):
+            said = f"process {os.getpid()} {doing} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+            file.write_text(said, encoding="utf-8")
+        remove_parts(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def part_of(path: Path) -> Path:
+    """Return the file in which this process writes `path` until it is whole."""
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
+
+
+def remove_parts(folder: Path) -> None:
+    """Delete what processes that have ended left half written in `folder` and below it."""
+    for file in folder.rglob("*.part*"):
+        found = re.search(r"\.(\d+)\.part(\.ipynb)?$", file.name)
+        if found and not is_at_work(int(found[1])):
+            file.unlink(missing_ok=True)
+
+
+def is_at_work(process: int) -> bool:
+    """Return whether another process has the number `process`."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace the file `path` by one with `content`: a reader, or a kill, finds the old or the new, never a part.
+
+    A missing folder is made, and text is written as UTF-8. Raise `StorageError`; the old content is still there then.
+    """
+    data, part = content.encode() if isinstance(content, str) else content, part_of(path)
+    with writing(path, len(data)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, nbytes: int | None = None) -> Iterator[None]:
+    """Turn an `OSError` while `nbytes` bytes are written to `path` into a `StorageError` that a user can act on."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        there = next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("."))
+        size = "it" if nbytes is None else f"{nbytes:,} bytes"
+        free = f"{shutil.disk_usage(there).free:,} bytes are free there"
+        raise StorageError(f"{path}: {size} could not be written: {error.strerror or error}; {free}") from None
