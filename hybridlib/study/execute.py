@@ -1,5 +1,6 @@
 """Execute a job: its notebook, with its parameters, in a fresh kernel of this very Python. papermill does the work."""
 
+import ast
 import asyncio
 import os
 import re
@@ -18,6 +19,7 @@ from papermill.exceptions import PapermillExecutionError, strip_color
 from rich.console import Console
 from rich.markup import escape
 
+from hybridlib.method.settings import instead, problem
 from hybridlib.study import chapters, progress
 from hybridlib.study.chapters import source, stamp
 from hybridlib.study.plan import Job
@@ -81,24 +83,46 @@ def executed(job: Job, study: str) -> Path:
 
 
 def check(jobs: list[Job]) -> None:
-    """Raise `ValueError` if one of `jobs` gives its notebook a parameter that its `parameters` cell does not have."""
-    known: dict[str, set[str]] = {}
+    """Raise `ValueError` if one of `jobs` gives its notebook a parameter that its `parameters` cell cannot take."""
+    known: dict[str, dict[str, Any]] = {}
     for job in jobs:
         if job.notebook not in known:
             if not source(job).is_file():
                 raise ValueError(f"{source(job)}: no such notebook")
             known[job.notebook] = parameters_of(source(job))
-        if unknown := sorted(set(job.parameters) - known[job.notebook]):
-            has = ", ".join(sorted(known[job.notebook])) or "none"
-            raise ValueError(f"{source(job)}: no parameter {unknown[0]!r}: its parameters cell has {has}")
+        for name, value in job.parameters.items():
+            if name not in known[job.notebook]:
+                has = f"{instead(name, known[job.notebook])} Its parameters cell has {', '.join(known[job.notebook])}"
+                raise ValueError(f"{source(job)}: no parameter {name!r}: {has}")
+            if said := other_kind(value, known[job.notebook][name]):
+                raise ValueError(f"{source(job)}: parameter {name}: {value!r}: {said}")
 
 
-def parameters_of(notebook: Path) -> set[str]:
-    """Return the names in the `parameters` cell of `notebook`. Raise `ValueError` for a file that is no notebook."""
+def other_kind(value: Any, default: Any) -> str:
+    """Return what would be right where `value` is of another kind than the `default` of a parameter; else nothing."""
+    if not isinstance(default, list):
+        return problem(value, type(default))  # of None's type nothing is asked
+    if not isinstance(value, list):
+        return f"must be a list like {default}"
+    return next(filter(None, (other_kind(each, default[0]) for each in value)), "") if default else ""
+
+
+def parameters_of(notebook: Path) -> dict[str, Any]:
+    """Return the values in the `parameters` cell of `notebook` by name; None for one that is no literal.
+
+    Raise `ValueError` for a file that is no notebook.
+    """
     try:
-        return set(papermill.inspect_notebook(literal(notebook)))
+        found = papermill.inspect_notebook(literal(notebook))
     except Exception as error:  # of many kinds, for a file may be broken in many ways
         raise ValueError(f"{notebook}: not a notebook: {' '.join(str(error).split())[:300]}") from None
+    values = {}
+    for name, about in found.items():
+        try:
+            values[name] = ast.literal_eval(about["default"])
+        except (ValueError, SyntaxError):
+            values[name] = None
+    return values
 
 
 def literal(path: Path) -> str:
