@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hybridlib.study import export, reproduce
-from hybridlib.study.execute import check, executed, forget, job_state, tidy, why_job_stale
+from hybridlib.study.execute import check, executed, forget, job_state, tidy, why_again
 from hybridlib.study.parameters import OUTPUTS, load_study
 from hybridlib.study.pipeline import Pipeline, known_times
 from hybridlib.study.plan import STAGES, Job, estimated_s, plan
@@ -112,21 +112,21 @@ def stop(number: int, frame: object) -> None:
 
 def print_plan(jobs: list[Job], study: str, args: argparse.Namespace) -> None:
     """Print `jobs`, the plan of `study`: what there is of each, and how long the rest takes as `args` asks for it."""
-    known, total, stale = known_times(study), 0.0, {}
+    known, total, again = known_times(study), 0.0, {}
     title = f"Study {study}: {len(jobs)} jobs"
     table = Table("", "stage", "job", "state", "estimate", title=title, title_justify="left")
     for at, job in enumerate(jobs, start=1):
         state, seconds = job_state(job, study), estimated_s(job, known)
         if todo := is_to_do(job, state, args):
             total += seconds
-        if state == "stale":
-            stale.setdefault(why_job_stale(job, study), []).append(job.name)
+        if state in ("stale", "damaged"):
+            again.setdefault((state, why_again(job, study)), []).append(job.name)
         elsewhere = on_device(job, args.device) if state == "complete" else ""
         said = ", ".join(filter(None, [state, elsewhere]))
         table.add_row(str(at), job.stage, job.name, said, duration(seconds) if todo else "")
     console.print(table)
-    for why, names in stale.items():
-        console.print(escape(f"stale: {', '.join(names[:4])}{' …' * (len(names) > 4)}: {why}"))
+    for (state, why), names in again.items():
+        console.print(escape(f"{state}: {', '.join(names[:4])}{' …' * (len(names) > 4)}: {why}"))
     source = "from this study's records" if known else "a rough guess for two CPU cores"
     console.print(f"Estimated time: {duration(total)} ({source}).")
 

@@ -4,22 +4,28 @@ import json
 import os
 import pickle
 import random
+import re
 import resource
 import signal
+import subprocess
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from tiny import run, same_run
 
 from hybridlib.method.offload import TensorStore
-from hybridlib.study import progress
+from hybridlib.study import chapters, execute, progress
+from hybridlib.study.parameters import load_study
+from hybridlib.study.plan import plan
 from hybridlib.study.records import RunFolder, mark
-from hybridlib.study.storage import StorageError, write_atomically
-from hybridlib.training import experiment, tensor_file
+from hybridlib.study.storage import InUse, StorageError, locked, part_of, write_atomically
+from hybridlib.training import NUMERICS, experiment, tensor_file
 from hybridlib.training.checkpoint import CheckpointFile
+from hybridlib.training.trainer import HybridTrainer
 
 STEPS = 120
 
@@ -173,6 +179,120 @@ def same_json(one: bytes, other: bytes) -> bool:
         return json.loads(one) == json.loads(other)
     except ValueError:
         return False
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What lies in a folder, but for its lock."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+def other_device(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(experiment, "device_name", lambda device, threads: "cpu: another model")
+    return "a checkpoint does not fit: its device was cpu: .*, today's is cpu: another model; going on from an earlier"
+
+
+def other_corpus(monkeypatch: pytest.MonkeyPatch) -> str:
+    opened = experiment.open_source
+
+    def changed(*given):
+        source = opened(*given)
+        source.sha256 = "of other text"
+        return source
+
+    monkeypatch.setattr(experiment, "open_source", changed)
+    return "a checkpoint does not fit: its corpus_sha256 was .*, today's is of other text"
+
+
+def other_numerics(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(progress, "NUMERICS", NUMERICS + 1)
+    return f"a checkpoint does not fit: made under NUMERICS {NUMERICS}, today's is {NUMERICS + 1}"
+
+
+def other_code(monkeypatch: pytest.MonkeyPatch) -> str:
+    load = HybridTrainer.load_state_dict
+
+    def newer(self: HybridTrainer, state: dict) -> None:
+        load(self, state)
+        _ = state["a part that older code did not have"]
+
+    monkeypatch.setattr(HybridTrainer, "load_state_dict", newer)
+    return "other code made its checkpoint .KeyError.'a part that older code did not have'..: starts afresh; what was"
+
+
+@pytest.mark.parametrize("change", [other_device, other_corpus, other_numerics, other_code])
+def test_a_checkpoint_that_does_not_fit_is_said_and_kept(change, monkeypatch) -> None:
+    folder = stopped("kept", monkeypatch)
+    before = contents(folder)
+    assert {"checkpoint.safetensors", "checkpoint.previous.safetensors", "steps.csv"} <= set(before)
+    why = change(monkeypatch)
+    with pytest.warns(UserWarning) as said:
+        facts = experiment.train(run(study="kept", steps=STEPS), "cpu")
+    lines = [str(warning.message) for warning in said]
+    aside = folder.parent.parent / "superseded" / f"{folder.name}.1"
+    assert any(re.search(why, line) for line in lines), lines
+    assert any(f"starts afresh; what was there is kept in {aside}" in line for line in lines), lines
+    kept = contents(aside)  # all but rows after the checkpoint, which every start cuts off
+    assert set(kept) == set(before) and all(before[name].startswith(kept[name]) for name in kept)
+    assert kept["checkpoint.safetensors"] == before["checkpoint.safetensors"]
+    assert not facts["resumed"] and progress.run_state(run(study="kept", steps=STEPS)) == "complete"
+
+
+def test_records_of_other_parameters_are_said_and_kept_and_those_of_the_same_are_left_alone(monkeypatch) -> None:
+    one, other = run(study="twice", steps=STEPS), run(study="twice", steps=STEPS, snapshot_every=11)
+    experiment.train(one, "cpu")
+    folder = progress.run_folder(one)
+    before = contents(folder)
+    assert experiment.train(one, "cpu") == RunFolder(folder).facts and contents(folder) == before
+    for times in (1, 2):
+        with pytest.warns(UserWarning, match="snapshot_every was 1[12], today's is 1[12]; the run is trained again"):
+            experiment.train((other, one)[times - 1], "cpu")
+        assert (folder.parent.parent / "superseded" / f"{folder.name}.{times}" / "run.json").exists()
+    assert contents(folder.parent.parent / "superseded" / f"{folder.name}.1") == before
+
+
+def test_what_an_early_kill_left_is_not_kept(monkeypatch) -> None:
+    folder = stopped("early", monkeypatch, at_save=1)
+    assert (folder / "steps.csv").exists() and not (folder / "checkpoint.safetensors").exists()
+    finish("early")
+    assert not (folder.parent.parent / "superseded").exists()
+
+
+def test_what_dead_processes_left_half_written_goes_and_what_others_write_stays(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    alive, mine = os.getppid(), os.getpid()
+    names = [f"x.json.{process}.part{more}" for process in (dead.pid, mine, alive) for more in ("", ".ipynb")]
+    for name in [*names, "x.part", "my.parts.csv"]:
+        (tmp_path / name).write_text("half")
+    with locked(tmp_path, "looks"):
+        left = {path.name for path in tmp_path.iterdir()} - {".lock"}
+    assert left == {f"x.json.{alive}.part", f"x.json.{alive}.part.ipynb", "x.part", "my.parts.csv"}
+
+
+def test_a_lock_names_its_holder_even_before_that_has_said_its_name(tmp_path: Path) -> None:
+    with locked(tmp_path, "works"):
+        with pytest.raises(InUse, match=f"{tmp_path} is in use: process {os.getpid()} works since 2"):
+            with locked(tmp_path, "works"):
+                pass
+        (tmp_path / ".lock").write_text("")
+        with pytest.raises(InUse, match="in use: a process that has just started"):
+            with locked(tmp_path, "works"):
+                pass
+    with locked(tmp_path, "works"):
+        pass
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full, a device without room")
+def test_a_full_disk_leaves_the_chapter_that_was_executed_before(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(chapters, "OUTPUTS", tmp_path)
+    job = plan(load_study("smoke"), "smoke", only=["question"])[0]
+    out = execute.executed(job, "smoke")
+    out.parent.mkdir(parents=True)
+    out.write_text("before")
+    part_of(out).with_suffix(".part.ipynb").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=f"{out}: it could not be written: No space left on device; [\\d,]+ bytes"):
+        execute.execute(job, "smoke", Console())
+    assert [path.name for path in out.parent.iterdir()] == [out.name] and out.read_text() == "before"
 
 
 def test_a_checkpoint_from_elsewhere_runs_no_code_and_leads_nowhere(monkeypatch, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def study(tmp_path_factory) -> Iterator[Path]:
         shown(chart, "again", "A second figure", folder),
         shown(frame, "arms", "Arms & more", folder),
     ]
-    assert export.export(folder, notebook(folder, *cells)) == []
+    export.export(folder, notebook(folder, *cells))
     yield folder
     patched.undo()
 
@@ -136,10 +136,34 @@ def test_a_lost_character_is_an_error(tmp_path):
         export.export(tmp_path, notebook(tmp_path, new_markdown_cell("A snowman ☃.")))
 
 
-def test_a_line_too_wide_is_a_warning(tmp_path):
-    wide = new_markdown_cell("## Wide\n\n`" + "x" * 120 + "`")
-    warnings = export.export(tmp_path, notebook(tmp_path, wide))
-    assert len(warnings) == 1 and "pt too wide" in warnings[0]
+ROWS = r"\\".join(f"row {number} & {number}" for number in range(120))
+TABLE = (
+    f"\\begin{{table}}[H]\n\\caption{{All \\% of it}}\n\\begin{{tabular}}{{ll}}{ROWS}\\end{{tabular}}\n\\end{{table}}"
+)
+FIGURE = "\\begin{figure}[H]\n\\rule{20cm}{1cm}\n\\caption{A bar}\n\\end{figure}"
+WORD = "## Wide\n\n`" + "x" * 120 + "`"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (TABLE, r"table 1: All \\% of it: \d+\.\d+ pt too high for its page"),
+        (TABLE.replace("[H]", ""), r"table: All \\% of it: \d+\.\d+ pt too high"),
+        (FIGURE, r"figure: A bar: \d+\.\d+ pt too wide for its page"),
+        (WORD, r"section: Wide: \d+\.\d+ pt too wide for its page"),
+    ],
+)
+def test_what_is_larger_than_its_page_is_an_error_that_names_it(tmp_path, content: str, said: str) -> None:
+    data = {"text/latex": content} if content != WORD else {"text/markdown": content}
+    cells = [new_markdown_cell("## Before"), new_code_cell("", outputs=[new_output("display_data", data=data)])]
+    with pytest.raises(export.ExportFailed, match=said):
+        export.export(tmp_path, notebook(tmp_path, *cells))
+    assert (tmp_path / "report.pdf").exists(), "for whoever mends it to look at"
+
+
+def test_what_is_hardly_larger_than_its_page_is_none() -> None:
+    log = "Overfull \\hbox ({}pt too wide) in paragraph at lines 1--2"
+    assert [len(export.overfull(log.format(points), "", "")) for points in ("0.9", "1.0", "1.1")] == [0, 0, 1]
 
 
 def test_without_tex_everything_else_is_exported(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The plan and the command: what would be run, in which order, and what is refused before anything is."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -197,6 +198,56 @@ def test_known_times_are_means_by_arm_and_data(tmp_path, monkeypatch):
         records.finish(dict(arm="a", data="d", summary=dict(train_s=seconds)))
     assert pipeline.known_times("s") == {("a", "d"): 15.0}
     assert pipeline.known_times("nothing") == {}
+
+
+@pytest.fixture
+def baseline_made(tmp_path, monkeypatch) -> RunFolder:
+    """The records of a study with one run, which is complete."""
+    for module in (run_all, pipeline, chapters, progress):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
+    records = RunFolder(progress.run_folder(SMOKE.run("baseline", "text", 42)))
+    for step in range(1, 61):
+        records.add(StepRecord(step, "full", 1, 5.0, 148.4, 1.0, 128 * step, 0.5, None, 10.0, ""))
+    records.add(EvalRecord(60, 60, 30.0, 5.0))
+    run = SMOKE.run("baseline", "text", 42)
+    facts = dict(arm="baseline", data="text", last_step=60, device="cpu: by hand, 1 threads")
+    summary = dict(held_out_loss=5.0, train_s=30.0)
+    records.finish(progress.identity(run) | facts | dict(summary=summary))
+    assert progress.run_state(run) == "complete"
+    return records
+
+
+@pytest.mark.parametrize("name", ["run.json", "steps.csv", "evals.csv"])
+@pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b"null", b'{"files": 3, "sha256": "x"}', b"\xff\xfe"])
+def test_a_damaged_run_is_listed_and_stops_nothing(baseline_made, capsys, name: str, content: bytes | None) -> None:
+    file = baseline_made.path / name
+    file.write_bytes(file.read_bytes()[:-20] if content is None else content)
+    assert status("--study", "smoke", "--dry-run", "--arms", "baseline", "--data", "text", "--seeds", "42") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "baseline-text-s42 │ damaged" in said and f"damaged: baseline-text-s42: {file} is damaged" in said
+    assert "a rough guess" in said and pipeline.known_times("smoke") == {}
+
+
+def test_damaged_outcomes_are_said_and_stop_nothing(baseline_made, tmp_path, capsys) -> None:
+    for content in (b"", b"job,seconds\n", b"\xff\xfe", b'"'):
+        (tmp_path / "smoke" / "results").mkdir(exist_ok=True)
+        (tmp_path / "smoke" / "results" / "pipeline.csv").write_bytes(content)
+        (tmp_path / "smoke" / "results.json").write_bytes(content)
+        study = pipeline.Pipeline(SMOKE, "smoke", run_all.console)
+        run_all.conclude(plan(SMOKE, "smoke"), study, 1.0)
+        said = capsys.readouterr().out
+        assert f"{tmp_path}/smoke/results/pipeline.csv is damaged" in said
+        assert f"{tmp_path}/smoke/results.json is damaged: --only report writes it again" in said
+        assert study.write().set_index("job").status["baseline-text-s42"] == "complete"
+
+
+def test_a_disk_that_is_full_is_said_in_one_line(baseline_made, tmp_path, capsys, monkeypatch) -> None:
+    (tmp_path / "smoke" / "results").write_text("a file, where a folder should be")
+    monkeypatch.setattr(pipeline, "execute", lambda *given: None)
+    assert status("--study", "smoke", "--only", "question") == 1
+    assert re.search(
+        r"results/pipeline.csv: [\d,]+ bytes could not be written: .*; [\d,]+ bytes", capsys.readouterr().out
+    )
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):

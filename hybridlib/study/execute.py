@@ -135,11 +135,12 @@ def job_state(job: Job, study: str) -> str:
     return progress.run_state(job.run) if job.run else chapters.chapter_state(job, study)
 
 
-def why_job_stale(job: Job, study: str) -> str:
-    """Say in one sentence why what `job` made in `study` is not what it would make today."""
+def why_again(job: Job, study: str) -> str:
+    """Say in one sentence why what `job` made in `study` is damaged, or not what it would make today."""
     if job.run is None:
         return chapters.why_chapter_stale(job, study)
-    return progress.why_run_stale(job.run, RunFolder(progress.run_folder(job.run)).facts or {})
+    records = RunFolder(progress.run_folder(job.run))
+    return records.damage() or progress.why_run_stale(job.run, records.facts or {})
 
 
 def execute(job: Job, study: str, console: Console) -> None:

@@ -152,7 +152,7 @@ def overfull(log: str, aux: str, tex: str) -> list[str]:
             page = re.search(r"\[(\d+)", log[box.end() :])
             there = [c for c in re.findall(captions, aux) if page and c[3] == page[1]]
             where = "; ".join(f"{kind} {number}: {text}" for kind, number, text, _ in there) or "the text of a page"
-        found.append(f"{where}: {box[1]} pt {box[2].strip(' )')}")
+        found.append(f"{where}: {box[1]} pt too {'wide' if 'too wide' in box[2] else 'high'} for its page")
     return found
 
 
