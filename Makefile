@@ -28,9 +28,10 @@ test: setup tex
 	$(BIN)/python -m pytest -m "not timed" --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 	$(BIN)/python -m pytest -m timed $(ARGS)
 
-crash-test: setup
-	$(BIN)/python -m pytest tests/test_crash.py tests/test_damage.py tests/test_faults.py tests/test_inputs.py \
-	  --kills 100 --pipeline-kills 20 --faults 3 --inputs 10000 --record outputs/cpu/results $(ARGS)
+crash-test: setup tex
+	$(BIN)/python -m pytest tests/test_crash.py tests/test_killed_reports.py tests/test_damage.py tests/test_any_damage.py \
+	  tests/test_faults.py tests/test_inputs.py --kills 100 --pipeline-kills 20 --faults 3 --inputs 10000 --damages 2000 \
+	  --record outputs/cpu/results $(ARGS)
 
 lab: setup
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter env,$(AS_ROOT)),--allow-root) $(ARGS)
