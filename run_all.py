@@ -146,6 +146,7 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
     """Execute what `args` asks for and those of `jobs` that are to do, in the `pipeline`; return the exit status."""
     study, started, agree = pipeline.study, time.monotonic(), True
     if args.force and args.verify is None:
+        console.print(f"--force: what these {len(jobs)} jobs made before is deleted.")
         for job in jobs:
             forget(job, study.study)
     try:

@@ -1,4 +1,4 @@
-"""What several tests need: a study of 40 steps whose losses and times follow formulas, and weights for predictors to move."""
+"""What several tests need: a study of 40 steps whose losses and times follow formulas, and weights for predictors."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole studies last, for what fails fast should be seen first; but first where workers share the files: they take longest."""
+    """Whole studies last: what fails fast should be seen first. But first where workers share the files, as the longest."""
     side_by_side = "PYTEST_XDIST_WORKER" in os.environ
     items.sort(key=lambda item: (item.path.name == "test_end_to_end.py") != side_by_side)
 

@@ -1,4 +1,4 @@
-"""Packages: pyproject.toml says what is needed, requirements.lock which versions the records were made with; nothing else does."""
+"""Packages: pyproject.toml says what is needed, requirements.lock which versions made the records; nothing else does."""
 
 import ast
 import re
@@ -27,6 +27,7 @@ NOT_IMPORTED = {
     "jinja2": "pandas' Styler, for LaTeX tables",
     "tabulate": "pandas' to_markdown",
     "pytest-xdist": "make test",
+    "ruff": "make test",
 }
 
 

@@ -33,7 +33,10 @@ def test_a_record_is_judged_by_parameters_and_numerics_alone() -> None:
 def test_a_setting_newer_than_the_record_counts_as_at_its_default() -> None:
     older = {key: value for key, value in parameters().items() if key not in ("moments", "read_out_steps", "guards")}
     assert not progress.why_run_stale(run(), facts(parameters=older))
-    assert progress.why_run_stale(run(moments="reset"), facts(parameters=older)) == "moments was 'keep', today's is 'reset'"
+    assert (
+        progress.why_run_stale(run(moments="reset"), facts(parameters=older))
+        == "moments was 'keep', today's is 'reset'"
+    )
 
 
 def test_a_default_that_changed_since_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +77,8 @@ def test_one_sentence_says_why_a_record_is_stale(changes: dict, said: str) -> No
 
 def test_records_that_are_committed_say_under_what_they_were_made() -> None:
     found = sorted(Path(OUTPUTS).rglob("run.json"))
+    if not found:
+        pytest.skip("no outputs are here")
     for path in found:
         assert not RunFolder(path.parent).damage()
         record = json.loads(path.read_text(encoding="utf-8"))
