@@ -8,7 +8,9 @@
 #   make lab     JupyterLab on notebooks/
 #   make clean   removes what can be made again: .venv, caches, the smoke study
 PYTHON ?= python3
-BIN := .venv/bin
+# Python makes no environment in a folder whose path has a colon: it lies in the user's cache then.
+VENV := $(if $(findstring :,$(CURDIR)),$(HOME)/.cache/hybridlib/$(shell pwd | cksum | cut -d ' ' -f 1),.venv)
+BIN := $(VENV)/bin
 WORKERS ?= 2
 TEX := texlive-xetex texlive-fonts-recommended texlive-plain-generic pandoc fonts-texgyre fonts-texgyre-math
 AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo -n)
@@ -37,16 +39,16 @@ lab: setup
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter env,$(AS_ROOT)),--allow-root) $(ARGS)
 
 clean:
-	rm -rf .venv .cache .pytest_cache .ruff_cache .hypothesis *.egg-info outputs/smoke outputs/*/reproduced
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis *.egg-info outputs/smoke outputs/*/reproduced
 	find hybridlib tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-setup: .venv/installed
+setup: $(VENV)/installed
 
-.venv/installed: pyproject.toml requirements.lock
+$(VENV)/installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11'; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(call apt-install,python3-venv)
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -65,7 +67,7 @@ prose: .cache/prose/gcide.txt
 	rm -rf $(@D)/deb $(@D)/dict-gcide_*.deb
 	mv $@.part $@
 
-# After a change of pyproject.toml, in a fresh .venv.
+# After a change of pyproject.toml, in a fresh environment.
 lock:
 	$(BIN)/pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
 

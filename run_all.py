@@ -8,7 +8,6 @@ checkpoint, and the same command goes on from there.
 """
 
 import argparse
-import json
 import logging
 import os
 import re
@@ -21,8 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hybridlib.study import export, reproduce
-from hybridlib.study.execute import check, executed, forget, job_state, tidy, why_again
+from hybridlib.study import reproduce
+from hybridlib.study.execute import check, executed, forget, job_state, why_again
 from hybridlib.study.parameters import OUTPUTS, load_study
 from hybridlib.study.pipeline import Pipeline, known_times
 from hybridlib.study.plan import STAGES, Job, estimated_s, plan
@@ -147,6 +146,7 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
     """Execute what `args` asks for and those of `jobs` that are to do, in the `pipeline`; return the exit status."""
     study, started, agree = pipeline.study, time.monotonic(), True
     if args.force and args.verify is None:
+        console.print(f"--force: what these {len(jobs)} jobs made before is deleted.")
         for job in jobs:
             forget(job, study.study)
     try:
@@ -172,7 +172,7 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
         pipeline.write()
         console.print("Stopped. The same command goes on from here.")
         return RESUMABLE if interrupt.args == (signal.SIGTERM,) else 130
-    status = conclude(jobs, pipeline, time.monotonic() - started)
+    status = pipeline.conclude(jobs, time.monotonic() - started)
     return status if agree else refuse("What was trained again does not agree with its records: see above.", 1)
 
 
@@ -180,41 +180,6 @@ def beside(module: str, *options: str) -> int:
     """Run a `module` of hybridlib with `options` in a process that ends with this one; return its exit status."""
     me, command = os.getpid(), [sys.executable, "-m", f"hybridlib.{module}", *options]
     return subprocess.run(command, preexec_fn=lambda: end_with(me)).returncode
-
-
-def conclude(jobs: list[Job], pipeline: Pipeline, seconds: float) -> int:
-    """Write what became of the `pipeline`, print verdicts, files and what of `jobs` is not complete after `seconds`.
-
-    Return the exit status.
-    """
-    outcome, folder = pipeline.write().set_index("job"), OUTPUTS / pipeline.study.study
-    try:
-        console.print(verdicts(json.loads((folder / "results.json").read_text(encoding="utf-8"))))
-    except FileNotFoundError:
-        pass
-    except (ValueError, TypeError, LookupError):
-        console.print(f"[red]{folder / 'results.json'} is damaged: --only report writes it again.[/]")
-    for name in ("report.pdf", "report.html", export.MARKDOWN):
-        if (folder / name).exists():
-            console.print(escape(str(folder / name)))
-    for job in jobs:
-        tidy(job, pipeline.study.study)
-    wrong = [job for job in jobs if outcome.status[job.name] != "complete"]
-    for job in wrong:
-        console.print(f"[red]{outcome.status[job.name]}: {job.name}[/]")
-    console.print(f"{len(jobs) - len(wrong)} of {len(jobs)} jobs complete, {duration(seconds)}.")
-    return 1 if wrong else 0
-
-
-def verdicts(results: dict) -> Table:
-    """Return the criteria of `results` as a table."""
-    table = Table("", "verdict", "value", "why", title="Verdicts", title_justify="left")
-    colours = {"PASS": "green", "FAIL": "red"}
-    for name, c in results["criteria"].items():
-        number = "" if c.get("value") is None else f"{c['value']:.4g} {c.get('unit') or ''}".strip()
-        colour = colours.get(c["verdict"], "yellow")
-        table.add_row(name, f"[{colour}]{c['verdict']}[/]", number, escape(str(c.get("why", ""))))
-    return table
 
 
 if __name__ == "__main__":

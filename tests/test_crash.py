@@ -91,6 +91,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(request, measured) -> None:
     measured.add(kills=len(kills), kill_differences=differences, kill_seed=seed, runs_killed=ended)
     measured.table("kills", kills)
     assert differences == 0
+    assert {kill["place"] for kill in kills} == set(PLACES[:wanted]) and any(kill["resumed"] for kill in kills)
 
 
 def test_sigterm_makes_a_checkpoint_within_five_seconds(measured) -> None:
@@ -153,6 +154,7 @@ def test_killed_pipelines_leave_no_process_and_end_as_if_they_had_not_been(reque
             time.sleep(0.01)
         target = chance.choice(["run_all.py", "kernel"])
         victims = [pipeline.pid] if target == "run_all.py" else descendants(pipeline.pid)
+        assert victims and pipeline.poll() is None, "it was killed at work"
         for victim in victims:
             os.kill(victim, signal.SIGKILL)
         killed.append(dict(target=target, rows=rows(steps_csv)))
@@ -167,7 +169,7 @@ def test_killed_pipelines_leave_no_process_and_end_as_if_they_had_not_been(reque
     same = same_run(progress.run_folder(one), progress.run_folder(whole))
     measured.add(pipeline_kills=len(killed), pipeline_kill_differences=int(not same), orphans=orphans)
     assert progress.run_state(one) == "complete", done.stdout
-    assert same and orphans == 0
+    assert same and orphans == 0 and any(kill["rows"] for kill in killed)
 
 
 def rows(file: Path) -> int:

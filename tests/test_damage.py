@@ -159,7 +159,7 @@ def test_a_complete_run_with_a_damaged_file_is_never_taken_for_complete(name: st
     hurt = run(study="hurt", steps=STEPS)
     experiment.train(hurt, "cpu")
     file = progress.run_folder(hurt) / name
-    sound, chance = file.read_bytes(), random.Random(1)
+    sound, chance, damages = file.read_bytes(), random.Random(1), 0
     for place in [0, len(sound) - 2, *(chance.randrange(len(sound)) for _ in range(20))]:
         for content in (
             sound[:place],
@@ -167,7 +167,9 @@ def test_a_complete_run_with_a_damaged_file_is_never_taken_for_complete(name: st
         ):
             file.write_bytes(content)
             if content != sound and not (name == "run.json" and same_json(content, sound)):
+                damages += 1
                 assert progress.run_state(hurt) == "damaged" and RunFolder(file.parent).facts is None
+    assert damages > 30
     file.write_bytes(sound[: len(sound) // 2])
     facts, said = finish("hurt")
     assert f"{file} is damaged" in said[0] and progress.run_state(hurt) == "complete" and not facts["resumed"]

@@ -67,8 +67,9 @@ def test_the_law_bites(call: str, found: bool) -> None:
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[bytes]]:
-    """A copy of the project in a folder of an odd name, and a study from training to the PDF in it: in the C locale, with
-    a Latin-1 terminal, and with a kernel `python3` of the user's that does not work.
+    """A copy of the project in a folder of an odd name, and a study in it, from training to the PDF.
+
+    The locale is C, the terminal Latin-1, and a kernel `python3` of the user's does not work.
     """
     base = tmp_path_factory.mktemp("elsewhere")
     project, kernel = base / ODD, base / "jupyter" / "kernels" / "python3"

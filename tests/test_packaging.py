@@ -27,6 +27,7 @@ NOT_IMPORTED = {
     "jinja2": "pandas' Styler, for LaTeX tables",
     "tabulate": "pandas' to_markdown",
     "pytest-xdist": "make test",
+    "ruff": "make test",
 }
 
 

@@ -77,6 +77,8 @@ def test_one_sentence_says_why_a_record_is_stale(changes: dict, said: str) -> No
 
 def test_records_that_are_committed_say_under_what_they_were_made() -> None:
     found = sorted(Path(OUTPUTS).rglob("run.json"))
+    if not found:
+        pytest.skip("no outputs are here")
     for path in found:
         assert not RunFolder(path.parent).damage()
         record = json.loads(path.read_text(encoding="utf-8"))

@@ -26,8 +26,8 @@ READING = [
     "09_report",
 ]
 JUDGING = ["00_question", "06_benchmark", "08_ablation", "09_report"]  # they compare arms
-DRAWN = ["loss_by_step", "loss_by_seconds", "training_loss", "gradient_norms", "step_times", "speedup", "quality", "phase_timeline",
-         "jumps", "memory_by_phase", "ablation_ladder", "verdict_overview"]  # fmt: skip
+DRAWN = ["loss_by_step", "loss_by_seconds", "training_loss", "gradient_norms", "step_times", "speedup", "quality",
+         "phase_timeline", "jumps", "memory_by_phase", "ablation_ladder", "verdict_overview"]  # fmt: skip
 
 
 def made(folder: Path, arms: list[str] = ARMS, seeds: list[int] = SEEDS, late: tuple[str, ...] = ()) -> FakeStudy:
@@ -184,10 +184,10 @@ def test_sentences_follow_the_records(benchmark) -> None:
 
 
 def test_ladder_and_interactions_by_hand(tmp_path, monkeypatch) -> None:
-    rates = dict(baseline=100.0, hybrid=200.0, baseline_bf16=120.0, hybrid_bf16=216.0, hybrid_accumulation=180.0, hybrid_offload=190.0,
-                 memory_optimized=200.0)  # fmt: skip
-    base = dict(data="text", steps=10, batch_size=1, seq_len=1, held_out_loss=4.0, peak_mb_run=100.0, peak_mb_predict=50.0,
-                nominal_steps=10, divergences=0)  # fmt: skip
+    rates = dict(baseline=100.0, hybrid=200.0, baseline_bf16=120.0, hybrid_bf16=216.0, hybrid_accumulation=180.0,
+                 hybrid_offload=190.0, memory_optimized=200.0)  # fmt: skip
+    base = dict(data="text", steps=10, batch_size=1, seq_len=1, held_out_loss=4.0, peak_mb_run=100.0,
+                peak_mb_predict=50.0, nominal_steps=10, divergences=0)  # fmt: skip
     runs = pd.DataFrame(
         [base | dict(arm=arm, seed=s, nominal_tokens_per_s=rate * s) for arm, rate in rates.items() for s in (1, 2)]
     )

@@ -17,8 +17,8 @@ from hybridlib.study.records import RunFolder
 from hybridlib.study.schema import Study
 
 STUDY = dict(
-    study="little", model=dict(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=48), sources=dict(markov=dict(kind="markov")),
-    steps=60, batch_size=4, seq_len=16, eval_every=10, eval_batches=2, threads=1, seeds=[3, 4],
+    study="little", model=dict(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=48),
+    sources=dict(markov=dict(kind="markov")), steps=60, batch_size=4, seq_len=16, eval_every=10, eval_batches=2, threads=1, seeds=[3, 4],
     plan=dict(benchmark=[dict(arms=["baseline", "hybrid"], data=["markov"], seeds=[3])]),
 )  # fmt: skip
 
@@ -113,9 +113,15 @@ def test_the_verdict_depends_on_how_far_the_final_losses_are_apart(fake_study, g
 
 @pytest.mark.parametrize(
     ("then", "now", "apart"),
-    [([1.0, 2.0], [1.0, 2.0], 0.0), ([1.0, 2.0], [1.0, 2.5], 0.25), ([1.0, None], [1.0, None], 0.0), ([1.0, None], [1.0, 2.0], float("inf")),
-     ([-2.0], [2.0], 2.0), ([1.0, 2.0], [1.0], float("inf"))],
-)  # fmt: skip
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([1.0, 2.0], [1.0, 2.5], 0.25),
+        ([1.0, None], [1.0, None], 0.0),
+        ([1.0, None], [1.0, 2.0], float("inf")),
+        ([-2.0], [2.0], 2.0),
+        ([1.0, 2.0], [1.0], float("inf")),
+    ],
+)
 def test_the_largest_relative_difference(then: list, now: list, apart: float) -> None:
     assert reproduce.largest(pd.Series(then, dtype=float), pd.Series(now, dtype=float)) == apart
 

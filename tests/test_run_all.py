@@ -234,7 +234,7 @@ def test_damaged_outcomes_are_said_and_stop_nothing(baseline_made, tmp_path, cap
         (tmp_path / "smoke" / "results" / "pipeline.csv").write_bytes(content)
         (tmp_path / "smoke" / "results.json").write_bytes(content)
         study = pipeline.Pipeline(SMOKE, "smoke", run_all.console)
-        run_all.conclude(plan(SMOKE, "smoke"), study, 1.0)
+        study.conclude(plan(SMOKE, "smoke"), 1.0)
         said = capsys.readouterr().out
         assert f"{tmp_path}/smoke/results/pipeline.csv is damaged" in said
         assert f"{tmp_path}/smoke/results.json is damaged: --only report writes it again" in said

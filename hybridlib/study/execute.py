@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import papermill
@@ -55,22 +57,6 @@ class Kernel(AsyncKernelManager):
             while await self.provisioner.poll() is None and time.monotonic() < until_s:
                 await asyncio.sleep(0.05)
         await super().shutdown_kernel(now=now, restart=restart)
-
-
-class Warnings:
-    """A file that prints on `console` what cells write to stderr, warnings without their place in the code."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-
-    def write(self, text: str) -> None:
-        """Print the lines of `text`."""
-        for line in text.splitlines():
-            if line.strip() and not line.startswith("  "):  # as the line of code under a warning does
-                self.console.print(escape(re.sub(r"^.*?:\d+: \w*Warning: ", "", line)))
-
-    def flush(self) -> None:
-        """Do nothing: lines are printed at once."""
 
 
 class JobFailed(Exception):
@@ -153,18 +139,19 @@ def execute(job: Job, study: str, console: Console) -> None:
     part = part_of(out).with_suffix(".part.ipynb")
     facts = {} if job.run else dict(made_by=chapters.made_by(job))
     os.environ[PIPELINE] = job.notebook  # its kernel inherits this
-    options = dict(kernel_manager_class=Kernel, shutdown_kernel="immediate", progress_bar=False)
+    said = SimpleNamespace(write=partial(show_warnings, console), flush=lambda: None)  # a file for stderr
+    options = dict(kernel_manager_class=Kernel, shutdown_kernel="immediate", progress_bar=False, stderr_file=said)
     try:
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             paths = literal(source(job)), literal(part)
-            papermill.execute_notebook(*paths, job.parameters, stderr_file=Warnings(console), **options)
+            papermill.execute_notebook(*paths, job.parameters, **options)
         stamp(part, out, **facts)
     except PapermillExecutionError as error:
         stamp(part, out)
-        said, line = strip_color(f"{error.ename}: {error.evalue}"), error.source.strip().splitlines()[0]
+        what, line = strip_color(f"{error.ename}: {error.evalue}"), error.source.strip().splitlines()[0]
         where = f"in cell {error.exec_count} of {from_root(out)}, which begins: {line}"
-        raise JobFailed(f"{said}\n  {where}") from None
+        raise JobFailed(f"{what}\n  {where}") from None
     except DeadKernelError:
         stamp(part, out)
         where = f"executed so far: {from_root(out)}"
@@ -175,8 +162,15 @@ def execute(job: Job, study: str, console: Console) -> None:
         part.unlink(missing_ok=True)
 
 
+def show_warnings(console: Console, text: str) -> None:
+    """Print on `console` the lines of `text`, which cells wrote to stderr: warnings without their place in the code."""
+    for line in text.splitlines():
+        if line.strip() and not line.startswith("  "):  # as the line of code under a warning does
+            console.print(escape(re.sub(r"^.*?:\d+: \w*Warning: ", "", line)))
+
+
 def tidy(job: Job, study: str) -> None:
-    """Delete the checkpoint of a run that is complete: it was kept for an extension, which then was not needed."""
+    """Delete the checkpoint of `job` in `study` if it is complete: it was kept for an extension that was not needed."""
     if job.run and job_state(job, study) == "complete":
         progress.checkpoint_path(job.run).unlink(missing_ok=True)
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import tempfile
 from datetime import UTC, datetime
-from itertools import groupby
+from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -66,7 +66,7 @@ def export(folder: Path, notebook: Path) -> None:
 
 
 def with_report_forms(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Puts the forms that a figure keeps for the report among its outputs' data."""
+    """Put the forms that the figures of `notebook` keep for the report among their outputs' data; return it."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if forms := output.get("metadata", {}).pop("report", None):
@@ -75,7 +75,7 @@ def with_report_forms(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def converter(exporter: type[TemplateExporter], template: str) -> TemplateExporter:
-    """An exporter on one of the report's templates, without code and prompts."""
+    """Return an `exporter` on the report's `template` of this name, without code and prompts."""
     config = Config({"NbConvertBase": {"display_data_priority": SHOWN[template]}})
     config.ExtractOutputPreprocessor.enabled = False
     return exporter(
@@ -89,12 +89,10 @@ def converter(exporter: type[TemplateExporter], template: str) -> TemplateExport
 
 
 def last_record(folder: Path) -> datetime:
-    """When the youngest record of a study was made; the start of 1970 for a study without records."""
+    """Return when the youngest record in a study's `folder` was made; the start of 1970 where there is none."""
     facts = [RunFolder(path.parent).facts for path in folder.glob("runs/*/run.json")]
-    return max(
-        (datetime.fromisoformat(run["ended_at"]) for run in facts if run),
-        default=datetime.fromtimestamp(0, UTC),
-    )
+    ended = [datetime.fromisoformat(run["ended_at"]) for run in facts if run]
+    return max(ended, default=datetime.fromtimestamp(0, UTC))
 
 
 def typeset(folder: Path, tex: str, written: datetime) -> None:
@@ -167,7 +165,7 @@ def surrounding(tex: str, line: int) -> str:
 
 
 def without_empty(cells: list[NotebookNode]) -> list[NotebookNode]:
-    """Return the cells without what is empty, and without the sections that have nothing else."""
+    """Return `cells` without what is empty, and without the sections that have nothing else."""
     kept: list[NotebookNode] = []
     for section in sections(cells):
         full = [cell for cell in map(with_records, section) if cell is not None]
@@ -177,20 +175,13 @@ def without_empty(cells: list[NotebookNode]) -> list[NotebookNode]:
 
 
 def sections(cells: list[NotebookNode]) -> list[list[NotebookNode]]:
-    """Return each heading with all that follows it up to the next."""
-    at, number = 0, []
-    for cell in cells:
-        at += is_heading(cell)
-        number.append(at)
-    return [[cell for _, cell in group] for _, group in groupby(zip(number, cells), key=lambda pair: pair[0])]
-
-
-def is_heading(cell: NotebookNode) -> bool:
-    return cell.cell_type == "markdown" and cell.source.startswith("#")
+    """Return `cells` in groups: each heading with all that follows it up to the next."""
+    starts = [at for at, cell in enumerate(cells) if cell.cell_type == "markdown" and cell.source.startswith("#")]
+    return [cells[start:end] for start, end in pairwise([0, *starts, len(cells)])]
 
 
 def with_records(cell: NotebookNode) -> NotebookNode | None:
-    """Return a cell without the outputs that have no record in them; None if it has no others."""
+    """Return `cell` without the outputs that have no record in them; None if it has no others."""
     outputs = cell.get("outputs", [])
     full = [output for output in outputs if not output.get("metadata", {}).get("empty")]
     if len(full) < len(outputs):

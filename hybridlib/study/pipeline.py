@@ -1,5 +1,6 @@
 """What became of a study's jobs: each is executed and said, and outcomes are kept from one start to the next."""
 
+import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from hybridlib.study import export
-from hybridlib.study.execute import JobFailed, execute, executed, job_state
+from hybridlib.study.execute import JobFailed, execute, executed, job_state, tidy
 from hybridlib.study.parameters import OUTPUTS
 from hybridlib.study.plan import STAGES, Job, plan
 from hybridlib.study.progress_line import duration, live_line, progress_of
@@ -73,6 +75,26 @@ class Pipeline:
         write_atomically(file, table.to_csv(index=False))
         return table
 
+    def conclude(self, jobs: list[Job], seconds: float) -> int:
+        """Write outcomes, print verdicts, files and which of `jobs` failed in `seconds`; return the exit status."""
+        outcome, folder, say = self.write().set_index("job"), OUTPUTS / self.study.study, self.console.print
+        try:
+            say(verdicts(json.loads((folder / "results.json").read_text(encoding="utf-8"))))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, LookupError):
+            say(f"[red]{escape(str(folder / 'results.json'))} is damaged: --only report writes it again.[/]")
+        for name in ("report.pdf", "report.html", export.MARKDOWN):
+            if (folder / name).exists():
+                say(escape(str(folder / name)))
+        for job in jobs:
+            tidy(job, self.study.study)
+        wrong = [job for job in jobs if outcome.status[job.name] != "complete"]
+        for job in wrong:
+            say(f"[red]{outcome.status[job.name]}: {job.name}[/]")
+        say(f"{len(jobs) - len(wrong)} of {len(jobs)} jobs complete, {duration(seconds)}.")
+        return 1 if wrong else 0
+
     def _earlier(self, file: Path) -> dict[str, dict]:
         """Return the rows of earlier starts by job."""
         try:
@@ -92,6 +114,16 @@ class Pipeline:
         if was.get("status") == "failed":
             return "failed", was["seconds"], was["message"]
         return "missing", "", "" if found == "missing" else found
+
+
+def verdicts(results: dict) -> Table:
+    """Return the criteria of `results` as a table."""
+    table = Table("", "verdict", "value", "why", title="Verdicts", title_justify="left")
+    for name, found in results["criteria"].items():
+        colour = {"PASS": "green", "FAIL": "red"}.get(found["verdict"], "yellow")
+        number = "" if found.get("value") is None else f"{found['value']:.4g} {found.get('unit') or ''}".strip()
+        table.add_row(name, f"[{colour}]{found['verdict']}[/]", number, escape(str(found.get("why", ""))))
+    return table
 
 
 def known_times(study: str) -> dict[tuple[str, str], float]:

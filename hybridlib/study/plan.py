@@ -1,5 +1,6 @@
 """The jobs of a study: notebooks with their parameters, in order. Nothing here runs one."""
 
+import itertools
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,7 +23,10 @@ CHAPTER_S = 15.0
 
 @dataclass(frozen=True)
 class Job:
-    """One execution of one notebook. `run` is set for training; `extends` marks a run's second job (see `plan`)."""
+    """One execution of a `notebook` with `parameters`, in a `stage` of the plan.
+
+    `run` is set for training; `extends` marks a run's second job (see `plan`).
+    """
 
     stage: str
     notebook: str
@@ -32,6 +36,7 @@ class Job:
 
     @property
     def name(self) -> str:
+        """What the job is called in the plan and in what became of it."""
         return (f"{self.run.id} (extend)" if self.extends else self.run.id) if self.run else self.notebook
 
 
@@ -45,22 +50,24 @@ def plan(
     full: bool = False,
     device: str = "auto",
 ) -> list[Job]:
-    """Every job of a study in the order of execution; empty `arms`, `data` or `seeds` mean all.
+    """Return every job of `study`, on `device`, in the order of execution.
 
-    `name` is how the notebooks find the study: its name or its file. Chapters that compute come first, then all
-    training, then the chapters that read its records. Stage by stage, training goes seed by seed, within a seed in an
-    order shuffled by it, so that drift of the machine favours no arm. A run that goes on until it reaches its
-    baseline's final loss (`extend`) needs that baseline: where the order puts the baseline later, a second job at the
-    end of the seed's block extends the run. Raises `ValueError` for a name that the study lacks.
+    `name` is how the notebooks find the study: its name or its file. `only` names stages; `arms`, `data` and `seeds`
+    choose runs, and empty ones mean all; `full` adds what the plan leaves to `--full`.
+
+    Chapters that compute come first, then all training, then the chapters that read its records. Stage by stage,
+    training goes seed by seed, within a seed in an order shuffled by it, so that drift of the machine favours no arm. A
+    run that goes on until it reaches its baseline's final loss (`extend`) needs that baseline: where the order puts the
+    baseline later, a second job at the end of the seed's block extends the run. Raise `ValueError` for a name that the
+    study lacks.
     """
     wanted = {"arm": set(arms), "data": set(data), "seed": set(seeds)}
     every = [run for stage in study.plan for run in stage_runs(study, stage, full=True)]
     for what, values in wanted.items():
         known = sorted({getattr(run, what) for run in every})
         if unknown := sorted(values - set(known)):
-            raise ValueError(
-                f"the plan of {study.study} has no {what} {unknown[0]!r}; it has {', '.join(map(str, known))}"
-            )
+            has = ", ".join(map(str, known))
+            raise ValueError(f"the plan of {study.study} has no {what} {unknown[0]!r}; it has {has}")
     jobs = []
     for stage in filter((set(only) - set(study.leave_out)).__contains__, STAGES):
         runs = stage_runs(study, stage, full)
@@ -82,18 +89,14 @@ def plan(
 
 
 def stage_runs(study: Study, stage: str, full: bool) -> list[Run]:
-    """The runs of a stage, each once; sweeps marked `full` only if asked for."""
-    runs = {}
-    for sweep in study.plan.get(stage, []):
-        if full or not sweep.full:
-            for seed in sweep.seeds or study.seeds:
-                for data in sweep.data:
-                    runs |= {(arm, data, seed): study.run(arm, data, seed) for arm in sweep.arms}
-    return list(runs.values())
+    """Return the runs of a `stage` of `study`, each once; those of lines marked `full` only if `full` asks for them."""
+    lines = [line for line in study.plan.get(stage, []) if full or not line.full]
+    keys = [key for line in lines for key in itertools.product(line.seeds or study.seeds, line.data, line.arms)]
+    return [study.run(arm, data, seed) for seed, data, arm in dict.fromkeys(keys)]
 
 
 def estimated_s(job: Job, known: dict[tuple[str, str], float]) -> float:
-    """Seconds that a job may take; `known` maps (arm, data) to the training seconds of complete runs."""
+    """Return the seconds that `job` may take; `known` maps (arm, data) to the training seconds of complete runs."""
     if job.run is None:
         return CHAPTER_S
     run = job.run

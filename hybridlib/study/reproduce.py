@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hybridlib.study import provenance
+from hybridlib.study.execute import PATIENCE_S
 from hybridlib.study.parameters import OUTPUTS
 from hybridlib.study.pipeline import known_times
 from hybridlib.study.plan import Job, estimated_s, plan
@@ -28,7 +30,6 @@ from hybridlib.study.schema import Study
 from hybridlib.study.storage import write_atomically
 
 PAIR, DATA = ("baseline", "hybrid"), "text"  # what the criteria of speed and quality compare, and on which source
-PATIENCE_S = 30.0  # for a checkpoint
 # Relative, of the final held-out loss. Verdicts turn on whole percents of it, of which this is a hundredth; what
 # another processor rounds otherwise stays below it, where a seed or a setting of its own moves the loss by more.
 SAME = 1e-4
@@ -60,9 +61,9 @@ def reproduce(study: Study, device: str, console: Console) -> bool:
 
 
 def verify(study: Study, count: int, choice: int | None, device: str, console: Console) -> bool:
-    """Do the same for `count` complete runs chosen at random, by the seed `choice` if given, to their nominal end.
+    """Do what `reproduce` does with `study`, `device` and `console` for `count` complete runs, to their nominal end.
 
-    `study`, `device` and `console` are as for `reproduce`.
+    They are chosen at random, by the seed `choice` if it is given.
     """
     there = recorded([job.run for job in plan(study, study.study, full=True) if job.run and not job.extends])
     choice = random.randrange(10**6) if choice is None else choice
@@ -78,9 +79,9 @@ def again(run: Run, **changes: Any) -> Run:
 
 
 def judged(study: Study, runs: list[Run], copies: list[Run], device: str, console: Console) -> bool:
-    """Train `copies`, compare them with the records of `runs`, write and say what is found; return whether they agree.
+    """Train `copies` on `device`, and return whether they agree with the records of `runs`.
 
-    `study`, `device` and `console` are as for `reproduce`.
+    What is found is written to the outputs of `study`, and said on `console`.
     """
     known = known_times(study.study)
     total = duration(sum(estimated_s(Job("", "", {}, run), known) for run in runs))
@@ -102,18 +103,14 @@ def judged(study: Study, runs: list[Run], copies: list[Run], device: str, consol
 
 
 def train_again(runs: list[Run], device: str, console: Console) -> None:
-    """Train those `runs` on `device` that an interrupted start left, or all anew, and show progress on `console`.
-
-    Copies that are all complete are kept in `superseded/`, beside them.
-    """
+    """Train those `runs` on `device` that an interrupted start left, or all anew, and show progress on `console`."""
     if all(run_state(run) == "complete" for run in runs):
         for run in runs:
             aside = provenance.from_root(RunFolder(run_folder(run)).set_aside())
             console.print(escape(f"{run.id} was trained again before: that copy is kept in {aside}."))
     for at, run in enumerate(runs, start=1):
         if run_state(run) != "complete":
-            job = Job("reproduce", "", {}, run)
-            with live_line(progress_of(job, f"[again {at}/{len(runs)}]"), console):
+            with live_line(progress_of(Job("", "", {}, run), f"[again {at}/{len(runs)}]"), console):
                 train_alone(run, device)
 
 
@@ -126,20 +123,18 @@ def train_alone(run: Run, device: str) -> None:
             _, said = process.communicate()
         except KeyboardInterrupt:
             process.terminate()  # it makes a checkpoint
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.communicate(timeout=PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            process.kill()
             raise
     if process.returncode:
         raise CannotTrain(f"{run.id} could not be trained: {(said.strip().splitlines() or [process.returncode])[-1]}")
 
 
 def compare(name: str, then: RunFolder, now: RunFolder) -> dict[str, Any]:
-    """Return how far the records `then` and `now` of the run `name` differ, as far as both go.
+    """Return the largest relative differences of the records `then` and `now` of the run `name`, as far as both go.
 
-    Differences are relative, the largest of all steps or evaluations. `weights_equal` is None where the runs end at
-    different steps.
+    `weights_equal` is None where the runs end at different steps.
     """
     facts = [folder.facts for folder in (then, now)]
     last = [each["last_step"] for each in facts]
@@ -205,11 +200,11 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     worst = max(rows, key=lambda row: row["final_loss"])
     by = f"{worst['final_loss']:.1e}"
     if not agree(rows):
-        loss = f"the final held-out loss of {worst['run']}"
-        return f"DO NOT AGREE: {loss} differs by {by} of it, more than {SAME:.0e}."
-    moved = any(row["recorded_on"] != row["here"] for row in rows)
-    same = "on the same processor, so other packages or kernels rounded differently"
-    why = "another processor rounds differently" if moved else same
+        which = f"the final held-out loss of {worst['run']}"
+        return f"DO NOT AGREE: {which} differs by {by} of it, more than {SAME:.0e}."
+    why = "on the same processor, so other packages or kernels rounded differently"
+    if any(row["recorded_on"] != row["here"] for row in rows):
+        why = "another processor rounds differently"
     return f"Reproduced: final held-out losses agree to {by} of them ({why})."
 
 
