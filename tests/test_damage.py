@@ -17,7 +17,8 @@ from tiny import run, same_run
 from hybridlib.method.offload import TensorStore
 from hybridlib.study import progress
 from hybridlib.study.records import RunFolder, StorageError, mark, write_atomically
-from hybridlib.training import experiment, tensor_file
+from hybridlib.training import checkpoint as tensor_file
+from hybridlib.training import experiment
 from hybridlib.training.checkpoint import CheckpointFile
 
 STEPS = 120

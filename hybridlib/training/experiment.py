@@ -1,14 +1,14 @@
 """One run of the study, from parameters to records: the loop around HybridTrainer, resumable at any moment."""
 
-import hashlib
 import math
+import os
+import signal
 import sys
+import threading
 import time
 import warnings
-from typing import Any
-
-import torch
-from torch import nn
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from hybridlib.method.schedule import Phase, PhaseState
 from hybridlib.study import progress, provenance
@@ -16,101 +16,128 @@ from hybridlib.study.progress import UNTIMED_STEPS, summarise
 from hybridlib.study.records import EvalRecord, RunFolder, StepRecord
 from hybridlib.study.run import Run
 from hybridlib.training.assemble import device_name, make_trainer, pick_device, warm_up_kernels
-from hybridlib.training.checkpoint import CheckpointFile, Preemption
+from hybridlib.training.checkpoint import CheckpointFile, State
 from hybridlib.training.data import DataSource, open_source
 from hybridlib.training.faults import install
 from hybridlib.training.meter import Meter, give_back, nvml_used_mb
-from hybridlib.training.models import Batch, loss_fn
-from hybridlib.training.optimizers import WeightAverage, set_learning_rate
+from hybridlib.training.models import Batch
+from hybridlib.training.optimizers import set_learning_rate
 from hybridlib.training.trainer import HybridTrainer
+from hybridlib.training.trajectory import WeightAverage, held_out_loss
 
 
 def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
-    """Takes a run to its end, or on from its last checkpoint, and returns its `run.json`.
+    """Train `run` to its end, or on from its last checkpoint, and return its `run.json`.
 
-    Raises `RunInUse` while another process trains it. SIGTERM makes a checkpoint and then ends the process.
+    `device_choice` is as for `pick_device`. SIGTERM makes a checkpoint and then ends the process. Raises `RunInUse`
+    while another process trains the run.
     """
+    average = WeightAverage(run.read_out_steps)
     device = pick_device(device_choice, run.threads)
     records = RunFolder(progress.folder(run))
     with records.locked(), Preemption() as preemption:
-        return _train(run, device, records, preemption)
+        warm_up_kernels(run, device)
+        source = open_source(run.source, run.model.vocab_size, run.batch_size, run.seq_len)
+        give_back()
+        meter = Meter(device)  # made before there is a model, because memory counts from here
+        about = progress.identity(run)
+        about |= dict(started_at=provenance.now(), device=device_name(device, run.threads), corpus_sha256=source.sha256)
+        file = CheckpointFile(
+            progress.checkpoint_path(run),
+            lambda: dict(files=records.marks(), average=average.state_dict()),
+            about,
+        )
+        saved = resumable(run, records, file)
+        trainer = make_trainer(run, device, snapshots=file, meter=meter)
+        if run.fault:
+            install(run.fault, trainer)
+        if saved:
+            trainer.load_state_dict(saved["state"])
+            average.load_state_dict(saved["beside"]["average"])
+            about["started_at"] = saved["about"]["started_at"]
+        resumed = saved is not None
+        del saved
+        loop = Loop(run, trainer, average, records, source, preemption)
+        compile_s = loop.rehearse() if run.compile else 0.0
+        loop.until(run.steps)
+        if run.extend > 1:
+            trainer.snapshot()  # an extension starts here, even if the target is known only later
+            loop.extend()
+        facts = dict(study=run.study, arm=run.arm, role=run.role, data=run.data, seed=run.seed)
+        facts |= dict(parameters=run.model_dump(), floor_nats=source.floor_nats, code=provenance.code()) | about
+        facts |= dict(
+            versions=provenance.versions(),
+            ended_at=provenance.now(),
+            resumed=resumed,
+            compile_s=compile_s,
+            model_parameters=sum(weight.numel() for _, weight in trainer.optimizer.weights),
+            weights_sha256=trainer.weights_sha256(),
+            memory_floor_mb=meter.floor_mb,
+            nvml_used_mb=nvml_used_mb(device),
+            target_loss=progress.target_loss(run),
+            last_step=trainer.state.step - 1,
+        )
+        tokens = run.batch_size * run.seq_len
+        facts["summary"] = summarise(records.flushed_steps(), records.evals(), run.steps, tokens)
+        records.finish(facts)
+        if run.extend == 1 or facts["target_loss"] is not None:
+            file.remove()
+        return facts
 
 
-def _train(run: Run, device: torch.device, records: RunFolder, preemption: Preemption) -> dict[str, Any]:
-    source = open_source(run.source, run.model.vocab_size, run.batch_size, run.seq_len)
-    warm_up_kernels(run, device)
-    give_back()
-    meter = Meter(device)  # before there is a model: what memory is counted from
-    about = progress.identity(run)
-    about |= dict(started_at=provenance.now(), device=device_name(device, run.threads), corpus_sha256=source.sha256)
-    average = WeightAverage(run.read_out_steps)
-    path, beside = progress.checkpoint_path(run), lambda: dict(files=records.marks(), average=average.state_dict())
-    file = CheckpointFile(path, beside, about, run.snapshot_every)
-    trainer = make_trainer(run, device, snapshots=file, meter=meter)
-    if run.fault:
-        install(run.fault, trainer)
-    resumed = resume(run, trainer, average, records, file)
-    loop = Loop(run, trainer, average, records, source, preemption)
-    compile_s = loop.rehearse() if run.compile else 0.0
-    loop.until(run.steps)
-    if run.extend > 1:
-        trainer.snapshot()  # where an extension starts, should the target be known only later
-        loop.extend()
-    facts = dict(study=run.study, arm=run.arm, role=run.role, data=run.data, seed=run.seed)
-    facts |= dict(parameters=run.model_dump(), floor_nats=source.floor_nats, code=provenance.code()) | file.about
-    facts |= dict(
-        versions=provenance.versions(),
-        ended_at=provenance.now(),
-        resumed=resumed,
-        compile_s=compile_s,
-        model_parameters=sum(weight.numel() for _, weight in trainer.optimizer.weights),
-        weights_sha256=weights_sha256(trainer.objective.model),
-        memory_floor_mb=trainer.meter.floor_mb,
-        nvml_used_mb=nvml_used_mb(device),
-        target_loss=progress.target_loss(run),
-        last_step=trainer.state.step - 1,
-    )
-    tokens = run.batch_size * run.seq_len
-    facts["summary"] = summarise(records.flushed_steps(), records.evals(), run.steps, tokens)
-    records.finish(facts)
-    if run.extend == 1 or facts["target_loss"] is not None:
-        file.remove()
-    return facts
+def resumable(run: Run, records: RunFolder, file: CheckpointFile) -> State | None:
+    """Return the newest sound snapshot in `file` that `run` can go on from, with `records` cut back to it.
 
-
-def resume(run: Run, trainer: HybridTrainer, average: WeightAverage, records: RunFolder, file: CheckpointFile) -> bool:
-    """Goes on from the newest sound checkpoint of this code and these parameters whose records are as it left them.
-
-    Where there is none the folder is cleared for a fresh start. Warns of what was found damaged.
+    It must be of this code, these parameters and this device. If there is none, clears the folder for a fresh start.
+    Warns of what is damaged.
     """
-
-    def fits(saved: dict[str, Any]) -> bool:
-        if not progress.is_current(run, saved["about"]) or saved["about"]["device"] != file.about["device"]:
-            return False
-        if not (whole := records.cut_back(saved["beside"]["files"])):
-            warnings.warn(
-                f"{records.path}: its CSV files are not as a checkpoint left them; going on from an earlier state",
-                stacklevel=2,
-            )
-        return whole
-
     if said := records.damage():
         warnings.warn(f"{said}; the run is trained again", stacklevel=2)
-    snapshot = file.newest(fits)
-    if snapshot is None:
-        for name in ("steps.csv", "evals.csv", "run.json"):
-            (records.path / name).unlink(missing_ok=True)
-        file.remove()
-        return False
-    trainer.load_state_dict(snapshot["state"])
-    average.load_state_dict(snapshot["beside"]["average"])
-    file.about["started_at"] = snapshot["about"]["started_at"]
-    (records.path / "run.json").unlink(missing_ok=True)
-    return True
+    for saved in file.sound():
+        if progress.is_current(run, saved["about"]) and saved["about"]["device"] == file.about["device"]:
+            if records.cut_back(saved["beside"]["files"]):
+                (records.path / "run.json").unlink(missing_ok=True)
+                return saved
+            said = f"{records.path}: its CSV files are not as a checkpoint left them; going on from an earlier state"
+            warnings.warn(said, stacklevel=2)
+    for name in ("steps.csv", "evals.csv", "run.json"):
+        (records.path / name).unlink(missing_ok=True)
+    file.remove()
+    return None
+
+
+class Preemption:
+    """While its block runs, SIGTERM only sets `asked`, for a loop to read between two steps.
+
+    When the block ends, a process that was asked ends by that signal, as if nothing had caught it. Outside the main
+    thread, where Python handles no signals, nothing is caught.
+    """
+
+    asked = False
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)
+        if self.asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
 
 
 class Loop:
-    """Nominal steps, one after the other: batch, step, record, and the held-out loss off the clock."""
+    """The nominal steps of a `run`, one after the other: batch, step, record, and the held-out loss off the clock.
+
+    `trainer` takes the steps on batches of `source`, `average` follows its weights, and `records` get what happened.
+    When `preemption` is asked, the loop makes a checkpoint and exits.
+    """
 
     def __init__(
         self,
@@ -131,7 +158,7 @@ class Loop:
         self.evaluated_step = int(evals.step.max()) if len(evals) else 0
 
     def rehearse(self) -> float:
-        """Compiles the steps ahead of them, off the clock; returns the seconds that it took."""
+        """Compile what steps run, ahead of them and off the clock. Return the seconds that it took."""
         started_s = time.perf_counter()
         batch = self._on_device(self.source.batch(self.run.seed, 0))
         self.trainer.objective.backward(batch)
@@ -140,12 +167,13 @@ class Loop:
         return time.perf_counter() - started_s
 
     def until(self, last_step: int) -> None:
+        """Take the steps up to and including `last_step`."""
         while self.trainer.state.step <= last_step:
             self._step()
         self.records.flush()
 
     def extend(self) -> None:
-        """Goes on with the schedule until the baseline's final held-out loss, at most to `extend` x nominal steps."""
+        """Go on to the baseline's final held-out loss, at most to `extend` times the nominal steps."""
         if progress.may_extend(self.run, self.trainer.state.step - 1):
             target = progress.target_loss(self.run)
             while self.trainer.state.step <= int(self.run.extend * self.run.steps) and self.held_out_loss > target:
@@ -169,7 +197,7 @@ class Loop:
             self.records.add(EvalRecord(state.step, trainer.real_steps, self.train_s, self.held_out_loss))
         if state.step % run.log_every == 0:
             self.records.flush()
-        if self.preemption.asked and trainer.state.phase is not Phase.PREDICT:  # whose steps, once jumped, take no time
+        if self.preemption.asked and trainer.state.phase is not Phase.PREDICT:  # there steps take no time after a jump
             trainer.snapshot()
             sys.exit("stopped by SIGTERM, after a checkpoint")
 
@@ -182,26 +210,12 @@ class Loop:
 
     @staticmethod
     def _settled(state: PhaseState) -> bool:
-        """Whether the weights are worth judging: not in Predict, nor before Correct has ended."""
+        """Return whether the weights may be judged: not in Predict, nor before Correct has ended."""
         last_of_correct = state.phase is Phase.CORRECT and state.index == state.length - 1
         return last_of_correct or state.phase in (Phase.WARMUP, Phase.FULL)
 
     def _on_device(self, batch: Batch) -> Batch:
         return tuple(part.to(self.trainer.objective.device) for part in batch)
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """Of all weights, in order: equal for bitwise equal models."""
-    digest = hashlib.sha256()
-    for weight in model.parameters():
-        digest.update(weight.detach().cpu().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-@torch.no_grad()
-def held_out_loss(model: nn.Module, batches: list[Batch]) -> float:
-    """Mean loss in nats over fixed batches, in float32 whatever the arm's precision."""
-    return sum(float(loss_fn(model, batch)) for batch in batches) / len(batches)
 
 
 if __name__ == "__main__":  # a run as JSON, and a device: for a process of its own
