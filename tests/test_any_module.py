@@ -21,11 +21,10 @@ from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Weights, is_embedding, is_matrix
 from hybridlib.method.settings import predictor_settings
 from hybridlib.study.arm import Predictor as Settings
-from hybridlib.training.checkpoint import CheckpointFile, Snapshots, copied
+from hybridlib.training.checkpoint import CheckpointFile, copied
 from hybridlib.training.objective import Objective
-from hybridlib.training.optimizers import CombinedOptimizer
+from hybridlib.training.optimizers import CombinedOptimizer, WeightAverage
 from hybridlib.training.trainer import HybridTrainer
-from hybridlib.training.trajectory import WeightAverage
 
 CYCLES = PhaseSchedule(warmup=3, full=4, predict=5, correct=2, total=64)
 EVERY = sorted(predictor_settings())

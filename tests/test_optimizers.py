@@ -11,8 +11,7 @@ from hybridlib.study.arm import Optimizer
 from hybridlib.study.run import Model
 from hybridlib.training import checkpoint
 from hybridlib.training.models import build, loss_fn
-from hybridlib.training.optimizers import make_optimizer, set_learning_rate
-from hybridlib.training.trajectory import WeightAverage
+from hybridlib.training.optimizers import WeightAverage, make_optimizer, set_learning_rate
 
 NAMES = ["adam", "muon", "schedule_free", "lookahead"]
 SIZES = Model(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=32)

@@ -14,7 +14,7 @@ from hybridlib.training.checkpoint import CheckpointFile
 from hybridlib.training.meter import Meter
 from hybridlib.training.models import build, loss_fn
 from hybridlib.training.objective import Objective
-from hybridlib.training.optimizers import make_optimizer
+from hybridlib.training.optimizers import WeightAverage, make_optimizer
 from hybridlib.training.trainer import HybridTrainer
 
 
@@ -64,6 +64,7 @@ def make_trainer(
     """Return a trainer for `run` with its model on `device`; `snapshots` and `meter` are as for `HybridTrainer`."""
     schedule, guards = schedule_of(run), run.guards.model_dump()
     model = build(run.model, run.seed).to(device)
+    average = WeightAverage(run.read_out_steps)
     wrapped = make_optimizer(run.optimizer, model)
     chosen = dict(name=run.predictor.name, **run.predictor.settings) if run.predictor else dict(name="hold")
     optimizer = HybridOptimizer(
@@ -82,4 +83,5 @@ def make_trainer(
         snapshot_every=run.snapshot_every,
         offload=OptimizerOffload(optimizer) if run.memory == "offload" else None,
         meter=meter,
+        average=average,
     )

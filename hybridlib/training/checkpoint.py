@@ -1,8 +1,8 @@
 """Snapshots of a training state, in memory or in safetensors files that are checked before they are used.
 
-A state is what `state_dict` methods return: mappings, lists and tuples of tensors, of `StoredTensor`s, which are read when
-needed, and of plain values. A file is written tensor by tensor, because the library's own writer takes all tensors in
-memory at once, which would double a run's peak at every checkpoint. Loading one runs no code.
+A state is what `state_dict` methods return: mappings, lists and tuples of tensors, of `StoredTensor`s, which are read
+when needed, and of plain values. A file is written tensor by tensor, because the library's own writer takes all tensors
+in memory at once, which would double a run's peak at every checkpoint. Loading one runs no code.
 """
 
 import hashlib
@@ -52,10 +52,10 @@ class Snapshots:
 class CheckpointFile:
     """The last two snapshots, each in a file with a checksum.
 
-    The newest, at `path`, is replaced by renaming: a kill leaves the old one, the new one, or the one before them beside
-    it. No write is forced to the disk: a power failure may tear the newest, which its checksum shows, but not the one
-    before, which has long been written. `before_save` runs first and puts on disk what the snapshot presupposes, the
-    records up to it; what it returns, a state too, is saved as `beside`. `about` are plain values that identify the run.
+    The newest, at `path`, is replaced by renaming: a kill leaves the old one, the new one, or the one before them. No
+    write is forced to the disk: a power failure may tear the newest, which its checksum shows, but not the one before,
+    which has long been written. `before_save` runs first and puts on disk what the snapshot presupposes, the records up
+    to it; what it returns, a state too, is saved as `beside`. `about` holds plain values that identify the run.
     """
 
     def __init__(self, path: Path, before_save: Callable[[], State], about: dict[str, Any]) -> None:
@@ -77,10 +77,18 @@ class CheckpointFile:
 
     def load(self) -> State | None:
         """Return the newest sound snapshot, to roll back to; None if there is none."""
-        return next((whole["state"] for whole in self.sound()), None)
+        return next((whole["state"] for whole in self._sound()), None)
 
-    def sound(self) -> Iterator[State]:
-        """Yield the sound snapshots, newest first, as `state`, `beside` and `about`; warn of each damaged file."""
+    def newest(self, accept: Callable[[State], bool]) -> State | None:
+        """Return the newest sound snapshot that `accept` takes: `state`, `beside` and `about`, its tensors on the host.
+
+        Warns of each damaged file. If there is no such snapshot, deletes all files and returns None.
+        """
+        if (found := next(filter(accept, self._sound()), None)) is None:
+            self.remove()
+        return found
+
+    def _sound(self) -> Iterator[State]:
         for path in filter(Path.exists, (self.path, self.previous)):
             try:
                 yield read(path)

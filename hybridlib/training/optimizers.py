@@ -1,12 +1,15 @@
-"""The optimizers that a run wraps, each from its own package, and their learning rate over a run."""
+"""The optimizers that a run wraps, their learning rate, and the average of the weights that the run is judged by."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from schedulefree import AdamWScheduleFree
-from torch import nn
+from torch import Tensor, nn
 
-from hybridlib.method.predictors.base import is_matrix
+from hybridlib.method.predictors.base import Weights, is_matrix
+from hybridlib.method.wrapping import wrapped
 from hybridlib.study.arm import Optimizer as Settings
 
 
@@ -92,3 +95,64 @@ def set_learning_rate(optimizer: Any, settings: Settings, step: int, total: int)
     fall = min(1.0, (total - step + 1) / (settings.lr_decay * total)) if settings.lr_decay else 1.0
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * rise * max(fall, 0.0)
+
+
+class WeightAverage:
+    """The mean of the weights over the last computed steps, at most `steps` (at least 1), none from before a jump.
+
+    The running mean, in float32 or finer, takes one copy of the weights; past `steps` it forgets exponentially. With
+    `steps` 1 it keeps nothing. Schedule-free's own average is applied in any case.
+    """
+
+    def __init__(self, steps: int = 1) -> None:
+        self.steps = steps
+        self.mean: dict[str, Tensor] = {}
+        self.taken = 0
+
+    @torch.no_grad()
+    def observe(self, weights: Weights) -> None:
+        """Take `weights`, as they are after a computed step, into the mean."""
+        if self.steps == 1:
+            return
+        self.taken += 1
+        for name, weight in weights:
+            value = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+            if self.taken == 1:
+                self.mean[name] = value.clone()
+            else:
+                self.mean[name] = self.mean[name].to(value.device).lerp_(value, 1 / min(self.taken, self.steps))
+
+    def forget(self) -> None:
+        """Start anew, after a jump or a rollback."""
+        self.taken = 0
+        self.mean.clear()
+
+    @contextmanager
+    def applied(self, weights: Weights, optimizer: Any) -> Iterator[None]:
+        """Put the mean into `weights`, and the wrapped `optimizer` into evaluation mode, until the block ends."""
+        averaging = [part for part in wrapped(optimizer) if hasattr(part, "eval") and hasattr(part, "train")]
+        trained = {name: weight.detach().clone() for name, weight in weights if name in self.mean}
+        for part in averaging:
+            part.eval()
+        self._put(weights, self.mean)
+        try:
+            yield
+        finally:
+            self._put(weights, trained)
+            for part in averaging:
+                part.train()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that `load_state_dict` needs."""
+        return dict(mean=dict(self.mean), taken=self.taken)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`, as `state_dict` returned it."""
+        self.mean, self.taken = dict(state["mean"]), state["taken"]
+
+    @staticmethod
+    @torch.no_grad()
+    def _put(weights: Weights, values: dict[str, Tensor]) -> None:
+        for name, weight in weights:
+            if name in values:
+                weight.copy_(values[name])

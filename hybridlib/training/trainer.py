@@ -1,6 +1,5 @@
 """HybridTrainer: the steps of a HybridOptimizer, each recorded and guarded."""
 
-import hashlib
 import math
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from hybridlib.study.records import StepRecord
 from hybridlib.training.checkpoint import CheckpointFile, Snapshots, State
 from hybridlib.training.meter import Meter, give_back
 from hybridlib.training.objective import Objective, first_tensor, norm_of_gradients
+from hybridlib.training.optimizers import WeightAverage
 
 
 class HybridTrainer:
@@ -33,6 +33,7 @@ class HybridTrainer:
         snapshot_every: nominal steps between two snapshots, at least 1.
         offload: moves the optimizer's state off the device in Predict; None leaves it there.
         meter: measures the time and the peak memory of steps.
+        average: follows the weights after computed steps; by default it keeps nothing.
     """
 
     def __init__(
@@ -45,10 +46,12 @@ class HybridTrainer:
         snapshot_every: int = 80,
         offload: OptimizerOffload | None = None,
         meter: Meter | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
         self.optimizer, self.objective, self.offload = optimizer, objective, offload
         self.monitor, self.snapshots = monitor or DivergenceMonitor(), snapshots or Snapshots()
         self.meter, self.snapshot_every = meter or Meter(objective.device), snapshot_every
+        self.average = average or WeightAverage()
         self.tokens_trained = 0
         self.last_snapshot_step = -snapshot_every
         self.last_loss: float | None = None
@@ -83,7 +86,12 @@ class HybridTrainer:
             loss, jump_s = self._jump(batch, events)
         perplexity = None if loss is None else math.exp(loss) if loss < 700 else math.inf
         what = state.step, str(state.phase), int(state.real), loss, perplexity, grad_norm, self.tokens_trained
-        return StepRecord(*what, self.meter.stop(), jump_s, round(self.meter.peak_mb(), 3), "+".join(events))
+        record = StepRecord(*what, self.meter.stop(), jump_s, round(self.meter.peak_mb(), 3), "+".join(events))
+        if "jump" in events or "rollback" in events:  # off the clock, as all that a run is only judged by
+            self.average.forget()
+        elif state.real and "skipped" not in events:
+            self.average.observe(self.optimizer.weights)
+        return record
 
     def _enter(self, phase: Phase) -> None:
         """Begin a phase: offload or restore the optimizer's state, and count peak memory anew."""
@@ -161,6 +169,7 @@ class HybridTrainer:
             buffers={name: buffer.clone() for name, buffer in self.objective.buffers},
             optimizer=self.optimizer.state_dict(materialize=False),
             monitor=self.monitor.state_dict(),
+            average=self.average.state_dict(),
             random=_random_state(self.objective.device),
             counts={name: getattr(self, name) for name in ("tokens_trained", "last_snapshot_step", "last_loss")},
             accumulation=self.objective.accumulation,
@@ -174,17 +183,11 @@ class HybridTrainer:
         self.objective.put(state, self.optimizer.parameters)
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitor.load_state_dict(state["monitor"])
+        self.average.load_state_dict(state["average"])
         _set_random_state(state["random"], self.objective.device)
         for name, value in state["counts"].items():
             setattr(self, name, value)
         self.objective.accumulation = state["accumulation"]
-
-    def weights_sha256(self) -> str:
-        """Return the checksum of the model's parameters, in order: equal if and only if they are bitwise equal."""
-        digest = hashlib.sha256()
-        for weight in self.objective.model.parameters():
-            digest.update(weight.detach().cpu().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

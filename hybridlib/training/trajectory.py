@@ -1,99 +1,39 @@
-"""The weights along a run: the average that it is judged by, and predictors' forecasts against what was computed."""
+"""Are weights predictable at all? Every predictor's forecasts, compared with one computed trajectory."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hybridlib.method.predictors.base import Predictor, Weights
+from hybridlib.method.predictors.base import Predictor
 from hybridlib.method.schedule import Phase
-from hybridlib.method.wrapping import wrapped
 from hybridlib.study.run import Run
 from hybridlib.training.assemble import make_trainer
 from hybridlib.training.data import DataSource
-from hybridlib.training.models import Batch, loss_fn
+from hybridlib.training.models import held_out_loss
+from hybridlib.training.trainer import HybridTrainer
 
 Point = list[Tensor]  # every parameter, in the model's order
 
 
-class WeightAverage:
-    """The mean of the weights over the last computed steps, at most `steps` (at least 1), none from before a jump.
-
-    It is a running mean in float32 or finer, so it takes one copy of the weights; past `steps` it forgets exponentially.
-    With `steps` 1 it keeps nothing. Schedule-free's own average is applied in any case.
-    """
-
-    def __init__(self, steps: int = 1) -> None:
-        self.steps = steps
-        self.mean: dict[str, Tensor] = {}
-        self.taken = 0
-
-    @torch.no_grad()
-    def observe(self, weights: Weights) -> None:
-        """Take `weights`, as they are after a computed step, into the mean."""
-        if self.steps == 1:
-            return
-        self.taken += 1
-        for name, weight in weights:
-            value = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-            if self.taken == 1:
-                self.mean[name] = value.clone()
-            else:
-                self.mean[name] = self.mean[name].to(value.device).lerp_(value, 1 / min(self.taken, self.steps))
-
-    def forget(self) -> None:
-        """Start anew, after a jump or a rollback."""
-        self.taken = 0
-        self.mean.clear()
-
-    @contextmanager
-    def applied(self, weights: Weights, optimizer: Any) -> Iterator[None]:
-        """Put the mean into `weights`, and the wrapped `optimizer` into evaluation mode, until the block ends."""
-        averaging = [part for part in wrapped(optimizer) if hasattr(part, "eval") and hasattr(part, "train")]
-        trained = {name: weight.detach().clone() for name, weight in weights if name in self.mean}
-        for part in averaging:
-            part.eval()
-        self._put(weights, self.mean)
-        try:
-            yield
-        finally:
-            self._put(weights, trained)
-            for part in averaging:
-                part.train()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that `load_state_dict` needs."""
-        return dict(mean=dict(self.mean), taken=self.taken)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`, as `state_dict` returned it."""
-        self.mean, self.taken = dict(state["mean"]), state["taken"]
-
-    @staticmethod
-    @torch.no_grad()
-    def _put(weights: Weights, values: dict[str, Tensor]) -> None:
-        for name, weight in weights:
-            if name in values:
-                weight.copy_(values[name])
-
-
-@torch.no_grad()
-def held_out_loss(model: nn.Module, batches: list[Batch]) -> float:
-    """Return the mean loss in nats of `model` over `batches`, in float32 whatever the run's precision."""
-    return sum(float(loss_fn(model, batch)) for batch in batches) / len(batches)
-
-
 def record(run: Run, source: DataSource, steps: int) -> list[Point]:
     """Return the weights before the first and after each of `steps` steps of plain training of `run` on `source`."""
-    trainer = make_trainer(run.model_copy(update=dict(schedule=None, predictor=None)), torch.device("cpu"))
-    points = []
-    for k in range(steps + 1):
-        points.append([weight.detach().clone() for _, weight in trainer.optimizer.weights])
-        if k < steps:
-            trainer.step(source.batch(run.seed, k))
+    trainer = plain_trainer(run)
+    points = [snapshot(trainer)]
+    for _ in range(steps):
+        trainer.step(source.batch(run.seed, trainer.real_steps))
+        points.append(snapshot(trainer))
     return points
+
+
+def plain_trainer(run: Run) -> HybridTrainer:
+    """Return a trainer that computes every step of `run`, on the CPU."""
+    return make_trainer(run.model_copy(update=dict(schedule=None, predictor=None)), torch.device("cpu"))
+
+
+def snapshot(trainer: HybridTrainer) -> Point:
+    """Return a copy of the weights of `trainer`."""
+    return [weight.detach().clone() for _, weight in trainer.optimizer.weights]
 
 
 def forecast_errors(
@@ -125,24 +65,28 @@ def distance(one: Point, other: Point) -> float:
 
 
 def loss_after_correct(run: Run, source: DataSource, cycles: int, held_out: int = 4) -> dict[str, float]:
-    """Return the loss in nats on `held_out` batches of `source` around the jumps of a `run`, means over `cycles` cycles.
+    """Return the loss on `held_out` batches of `source` around the jumps of `run`: nats, means over `cycles` cycles.
 
     `loss_computed` is the loss of plain training after as many computed steps.
     """
     batches = [source.held_out(i) for i in range(held_out)]
-    trainer = make_trainer(run, torch.device("cpu"))
-    plain = make_trainer(run.model_copy(update=dict(schedule=None, predictor=None)), torch.device("cpu"))
+    trainer, plain = make_trainer(run, torch.device("cpu")), plain_trainer(run)
     seen: dict[str, list[float]] = dict(loss_before=[], loss_after_jump=[], loss_after_correct=[], loss_computed=[])
+
+    def note(name: str, of: HybridTrainer) -> None:
+        seen[name].append(held_out_loss(of.objective.model, batches))
+
     while len(seen["loss_after_correct"]) < cycles:
         state = trainer.state
-        if state.phase is Phase.PREDICT and state.index == 0:
-            seen["loss_before"].append(held_out_loss(trainer.objective.model, batches))
+        jumps = state.phase is Phase.PREDICT and state.index == 0
+        if jumps:
+            note("loss_before", trainer)
         trainer.step(source.batch(run.seed, trainer.real_steps))
-        if state.phase is Phase.PREDICT and state.index == 0:
-            seen["loss_after_jump"].append(held_out_loss(trainer.objective.model, batches))
+        if jumps:
+            note("loss_after_jump", trainer)
         if state.phase is Phase.CORRECT and state.index == state.length - 1:
-            seen["loss_after_correct"].append(held_out_loss(trainer.objective.model, batches))
+            note("loss_after_correct", trainer)
             while plain.real_steps < trainer.real_steps:
                 plain.step(source.batch(run.seed, plain.real_steps))
-            seen["loss_computed"].append(held_out_loss(plain.objective.model, batches))
+            note("loss_computed", plain)
     return {name: sum(values) / len(values) for name, values in seen.items()}
