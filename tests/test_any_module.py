@@ -21,10 +21,9 @@ from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Weights, is_embedding, is_matrix
 from hybridlib.method.settings import predictor_settings
 from hybridlib.study.arm import Predictor as Settings
-from hybridlib.training.checkpoint import CheckpointFile, Snapshots
+from hybridlib.training.checkpoint import CheckpointFile, copied
 from hybridlib.training.objective import Objective
 from hybridlib.training.optimizers import CombinedOptimizer, WeightAverage
-from hybridlib.training.tensor_file import copied
 from hybridlib.training.trainer import HybridTrainer
 
 CYCLES = PhaseSchedule(warmup=3, full=4, predict=5, correct=2, total=64)
@@ -322,7 +321,7 @@ def test_a_parameter_of_the_loss_is_saved_and_rolled_back_with_the_model() -> No
     spoilt = batch(0)[0] * math.nan, batch(0)[1]
     optimizer = torch.optim.Adam([*model.parameters(), scale], lr=0.01)
     trainer = trainer_of(
-        model, optimizer, loss_fn=lambda m, b: loss_of(m, b) * torch.exp(-scale) + scale, snapshots=Snapshots(every=4)
+        model, optimizer, loss_fn=lambda m, b: loss_of(m, b) * torch.exp(-scale) + scale, snapshot_every=4
     )
     go(trainer, 5)
     kept = trainer.snapshots.load()

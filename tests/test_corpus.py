@@ -18,9 +18,8 @@ from tokenizers import pre_tokenizers
 
 from hybridlib.study.parameters import ROOT
 from hybridlib.study.run import Source
-from hybridlib.training import activity, corpus, tokenizer
-from hybridlib.training.activity import Activity
-from hybridlib.training.corpus import Corpus, CorpusError, load_corpus, split
+from hybridlib.training import corpus, tokenizer
+from hybridlib.training.corpus import Activity, Corpus, CorpusError, load_corpus, split
 from hybridlib.training.text_files import read_texts
 
 COMMITTED = {json.loads(f.read_text())["corpus_sha256"] for f in ROOT.glob("outputs/cpu/runs/*-text-*/run.json")}
@@ -170,7 +169,7 @@ def test_only_what_takes_long_is_said(monkeypatch: pytest.MonkeyPatch, capfd: py
     with Activity("quick"):
         pass
     assert capfd.readouterr() == ("", "")
-    monkeypatch.setattr(activity, "PLAIN_EVERY_S", 0.05)
+    monkeypatch.setattr(corpus, "PLAIN_EVERY_S", 0.05)
     with Activity("slow [text]") as slow:
         slow.say("tokenising, 7%")
         time.sleep(0.3)

@@ -23,7 +23,8 @@ from hybridlib.study.parameters import load_study
 from hybridlib.study.plan import plan
 from hybridlib.study.records import RunFolder, mark
 from hybridlib.study.storage import InUse, StorageError, locked, part_of, write_atomically
-from hybridlib.training import NUMERICS, experiment, tensor_file
+from hybridlib.training import NUMERICS, experiment
+from hybridlib.training import checkpoint as tensor_file
 from hybridlib.training.checkpoint import CheckpointFile
 from hybridlib.training.trainer import HybridTrainer
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from hybridlib.method.wrapping import forget_moments
 from hybridlib.study.arm import Optimizer
 from hybridlib.study.run import Model
-from hybridlib.training import tensor_file
+from hybridlib.training import checkpoint
 from hybridlib.training.models import build, loss_fn
 from hybridlib.training.optimizers import WeightAverage, make_optimizer, set_learning_rate
 
@@ -55,7 +55,7 @@ def test_a_restored_optimizer_goes_on_bitwise(name: str, tmp_path: Path) -> None
     model = build(SIZES, 1)
     optimizer = make_optimizer(settings, model)
     take(model, optimizer, range(7), settings)
-    tensor_file.write(tmp_path / "saved", optimizer.state_dict())
+    checkpoint.write(tmp_path / "saved", optimizer.state_dict())
     there = weights(model)
     take(model, optimizer, range(7, 20), settings)
     other = build(SIZES, 2)
@@ -63,7 +63,7 @@ def test_a_restored_optimizer_goes_on_bitwise(name: str, tmp_path: Path) -> None
         for weight, value in zip(other.parameters(), there):
             weight.copy_(value)
     restored = make_optimizer(settings, other)
-    restored.load_state_dict(tensor_file.read(tmp_path / "saved"))
+    restored.load_state_dict(checkpoint.read(tmp_path / "saved"))
     take(other, restored, range(7, 20), settings)
     assert same(weights(model), weights(other))
 

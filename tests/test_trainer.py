@@ -159,7 +159,7 @@ def test_a_wild_jump_is_undone_without_a_trace(size: float) -> None:
 
 @pytest.mark.parametrize("offload", [False, True])
 def test_a_spike_is_rolled_back_to_the_snapshot_and_training_recovers(offload: bool) -> None:
-    trainer = make(snapshots=Snapshots(every=20), offload=offload, monitor=DivergenceMonitor(grace_steps=1))
+    trainer = make(snapshot_every=20, offload=offload, monitor=DivergenceMonitor(grace_steps=1))
     go(trainer, 46)
     healthy = trainer.monitor.mean
     for group in trainer.optimizer.param_groups:

@@ -1,72 +1,74 @@
-"""Snapshots of a training state: in memory, or on disk, where they are checked before they are used.
+"""Snapshots of a training state, in memory or in safetensors files that are checked before they are used.
 
-A state is what `state_dict` methods return: mappings, lists and tuples of tensors, of tensors kept elsewhere and read when
-needed, and of plain values.
+A state is what `state_dict` methods return: mappings, lists and tuples of tensors, of `StoredTensor`s, which are read
+when needed, and of plain values. A file is written tensor by tensor, because the library's own writer takes all tensors
+in memory at once, which would double a run's peak at every checkpoint. Loading one runs no code.
 """
 
-import os
-import signal
-import threading
+import hashlib
+import json
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hybridlib.method.offload import StoredTensor
 from hybridlib.study.storage import writing
-from hybridlib.training import tensor_file
-from hybridlib.training.tensor_file import copied
 
 State = dict[str, Any]
 
+DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16",
+          torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+          torch.bool: "BOOL", torch.complex64: "C64"}  # fmt: skip
+NO_SHA256 = "0" * 64  # stands in the file while its checksum is taken
+HEADER_BYTES = 100_000_000  # safetensors refuses a longer header
+PIECE_BYTES = 1 << 24
+
+
+class Damaged(ValueError):
+    """A file is not as it was written; the message names it."""
+
 
 class Snapshots:
-    """The last snapshot, in memory: what a trainer rolls back to when it is given no file.
+    """The last snapshot, in memory: what a trainer rolls back to when it is given no file."""
 
-    Args:
-        every: nominal steps between two snapshots, at least 1.
-    """
-
-    def __init__(self, every: int = 80) -> None:
-        self.every = every
+    def __init__(self) -> None:
         self._last: State | None = None
 
     def save(self, state: State) -> None:
+        """Keep a copy of `state` in place of the last one."""
         self._last = copied(state)
 
     def load(self) -> State | None:
-        """Return the last snapshot, None before the first."""
+        """Return a copy of the last snapshot, None before the first."""
         return None if self._last is None else copied(self._last)
 
 
 class CheckpointFile:
-    """The last two snapshots, each in a safetensors file with a checksum: a resumed run starts from the newest sound one.
+    """The last two snapshots, each in a file with a checksum.
 
-    The newest is replaced by renaming: a kill leaves the old one, the new one, or the one before them. No write is forced
-    to the disk: what a power failure tears is found by its checksum, and the one before it has long been written.
-
-    Args:
-        path: of the newest; the one before lies beside it.
-        before_save: runs first: what the snapshot presupposes, the records up to it, must be on disk before it is. What
-            it returns, a state too, is saved as `beside`.
-        about: plain values that say what run it is of, saved as `about`.
-        every: as for `Snapshots`.
+    The newest, at `path`, is replaced by renaming: a kill leaves the old one, the new one, or the one before them. No
+    write is forced to the disk: a power failure may tear the newest, which its checksum shows, but not the one before,
+    which has long been written. `before_save` runs first and puts on disk what the snapshot presupposes, the records up
+    to it; what it returns, a state too, is saved as `beside`. `about` holds plain values that identify the run.
     """
 
-    def __init__(self, path: Path, before_save: Callable[[], State], about: dict[str, Any], every: int = 80) -> None:
-        self.path, self.before_save, self.about, self.every = path, before_save, about, every
+    def __init__(self, path: Path, before_save: Callable[[], State], about: dict[str, Any]) -> None:
+        self.path, self.before_save, self.about = path, before_save, about
         self.previous = path.with_name(f"{path.stem}.previous{path.suffix}")
 
     def save(self, state: State) -> None:
-        """Raise `StorageError` if there is no room for it; earlier snapshots are still there then."""
+        """Write `state` as the newest snapshot. Raises `StorageError` if there is no room; earlier ones stay."""
         whole = dict(state=state, beside=self.before_save(), about=self.about)
         part = self.path.with_suffix(".part")
-        with writing(self.path, tensor_file.size_bytes(whole)):
+        with writing(self.path, size_bytes(whole)):
             try:
-                tensor_file.write(part, whole)
+                write(part, whole)
                 if self.path.exists():
                     self.path.replace(self.previous)
                 part.replace(self.path)
@@ -75,64 +77,125 @@ class CheckpointFile:
 
     def load(self) -> State | None:
         """Return the newest sound snapshot, to roll back to; None if there is none."""
-        found = self.newest()
-        return found and found["state"]
+        return next((whole["state"] for whole in self._sound()), None)
 
-    def newest(self, accept: Callable[[State], bool] = lambda whole: True) -> State | None:
-        """Return the newest snapshot that is sound and accepted, as `state`, `beside` and `about`, its tensors on the host.
+    def newest(self, accept: Callable[[State], bool]) -> State | None:
+        """Return the newest sound snapshot that `accept` takes: `state`, `beside` and `about`, its tensors on the host.
 
-        Warns of a file that is damaged.
+        None if there is none. Warns of each damaged file.
         """
+        return next(filter(accept, self._sound()), None)
+
+    def _sound(self) -> Iterator[State]:
         for path in filter(Path.exists, (self.path, self.previous)):
             try:
-                whole = tensor_file.read(path)
-            except tensor_file.Damaged as error:
+                yield read(path)
+            except Damaged as error:
                 warnings.warn(f"{error}; going on from an earlier state", stacklevel=2)
-                continue
-            if accept(whole):
-                return whole
-        return None
 
     def remove(self) -> None:
+        """Delete both snapshots, and what a kill left half written."""
         for path in (self.path, self.previous, self.path.with_suffix(".part")):
             path.unlink(missing_ok=True)
 
 
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the state of PyTorch's generators that a step on a device may draw from: dropout's."""
-    return dict(cpu=torch.get_rng_state()) | (
-        dict(cuda=torch.cuda.get_rng_state(device)) if device.type == "cuda" else {}
-    )
+def flat(state: Any) -> tuple[Any, dict[str, Tensor | StoredTensor]]:
+    """Return the form of `state`, which is JSON, and its tensors by their place in it."""
+    tensors: dict[str, Tensor | StoredTensor] = {}
+
+    def form(value: Any, place: str) -> Any:
+        if isinstance(value, (Tensor, StoredTensor)):
+            while place in tensors:  # {"a.b": …, "a": {"b": …}}
+                place += "'"
+            tensors[place] = value
+            return dict(tensor=place)
+        if isinstance(value, dict):
+            above = f"{place}." if place else ""
+            return dict(dict=[[form(key, ""), form(item, f"{above}{key}")] for key, item in value.items()])
+        if isinstance(value, (list, tuple)):
+            return {type(value).__name__: [form(item, f"{place}.{at}") for at, item in enumerate(value)]}
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        raise TypeError(f"a state cannot hold a {type(value).__name__}, as {place} is")
+
+    return form(state, ""), tensors
 
 
-def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Take back what `random_state` returned."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+def built(form: Any, tensor: Callable[[str], Tensor]) -> Any:
+    """Return the state that has this `form`; `tensor` returns the tensor at a place."""
+    if not isinstance(form, dict):
+        return form
+    ((kind, value),) = form.items()
+    if kind == "tensor":
+        return tensor(value)
+    if kind == "dict":
+        return {built(key, tensor): built(item, tensor) for key, item in value}
+    items = [built(item, tensor) for item in value]
+    return tuple(items) if kind == "tuple" else items
 
 
-class Preemption:
-    """While entered, SIGTERM only sets `asked`, for a loop to see between two steps.
+def copied(state: Any) -> Any:
+    """Return a copy of `state` that shares no tensor with it; a `StoredTensor` becomes a tensor."""
+    form, tensors = flat(state)
+    return built(form, lambda name: _read_if_stored(tensors[name]).detach().clone())
 
-    A process that was asked ends by that signal when this is left, as if nothing had caught it. Outside the main thread,
-    where Python handles no signals, nothing is caught.
-    """
 
-    asked = False
+def _read_if_stored(tensor: Tensor | StoredTensor) -> Tensor:
+    return tensor.read() if isinstance(tensor, StoredTensor) else tensor
 
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._ask)
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._before)
-        if self.asked:
-            os.kill(os.getpid(), signal.SIGTERM)
+def size_bytes(state: Any) -> int:
+    """Return the bytes of all tensors in `state`."""
+    return sum(math.prod(t.shape) * t.dtype.itemsize for t in flat(state)[1].values())
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+
+def write(path: Path, state: Any) -> None:
+    """Write `state` to a new file at `path`, its folder made if need be. Raises `OSError`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    form, tensors = flat(state)
+    header: dict[str, Any] = {"__metadata__": dict(sha256=NO_SHA256, form=json.dumps(form))}
+    end = 0
+    for name, tensor in tensors.items():
+        start, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
+        header[name] = dict(dtype=DTYPES[tensor.dtype], shape=list(tensor.shape), data_offsets=[start, end])
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data is aligned
+    with path.open("wb", buffering=0) as out:
+        digest = hashlib.sha256()
+        for piece in (len(text).to_bytes(8, "little"), text):
+            digest.update(piece)
+            out.write(piece)
+        for tensor in tensors.values():
+            whole = _read_if_stored(tensor).detach().cpu()
+            data = memoryview(whole.contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(data)
+            while data:  # one call writes no more than 2 GiB
+                data = data[out.write(data) :]
+        out.seek(8 + text.index(NO_SHA256.encode()))
+        out.write(digest.hexdigest().encode())
+
+
+def read(path: Path) -> Any:
+    """Return the state in the file at `path`, its tensors on the host. Raises `Damaged` if its checksum is another."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("sha256") != sha256(path, about.get("sha256", "").encode()):
+                raise Damaged(f"{path} is damaged: its content does not match its checksum")
+            return built(json.loads(about["form"]), file.get_tensor)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if isinstance(error, Damaged):
+            raise
+        raise Damaged(f"{path} is damaged: {error}") from None
+
+
+def sha256(path: Path, known: bytes) -> str:
+    """Return the checksum of the file at `path`, with `known`, the checksum in its header, replaced by zeros."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        start = file.read(8)
+        header = file.read(min(int.from_bytes(start, "little"), HEADER_BYTES))
+        digest.update(start + (header.replace(known, NO_SHA256.encode(), 1) if known else header))
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,17 +1,22 @@
-"""Real text as tokens: files, a byte-level BPE trained on them, a split by content, a cache of the result."""
+"""Real text as token streams: read from files, split by content, tokenized by a BPE trained on the training part."""
 
 import hashlib
 import math
+import multiprocessing
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import tokenizers
+from rich.console import Console
 
 from hybridlib.study.parameters import ROOT
+from hybridlib.study.progress_line import live_line
 from hybridlib.study.run import Source
-from hybridlib.training.activity import Activity
 from hybridlib.training.text_files import CorpusError, digest, read_texts, shown
 from hybridlib.training.tokenizer import encode, load_cached, save_cached, train_tokenizer
 
@@ -19,11 +24,44 @@ CACHE = ROOT / ".cache" / "corpora"
 FORMAT = 2  # raise it when the same text gives other tokens or another split, so that no older cache is taken for them
 FEW, BLOCK = 40, 1 << 16  # so few files are split in blocks of so many characters
 LEAST_PCT = 10.0  # of a text that must be cut in two, on either side
+QUIET_S = 2.0  # what is done sooner is not announced
+PLAIN_EVERY_S = 30.0  # where there is no terminal to redraw a line on
+
+
+class Activity:
+    """Show on stderr, while its block runs, `label`, what `say` was last given, and the seconds so far.
+
+    A terminal gets one line that is redrawn, anything else a line now and then.
+    """
+
+    def __init__(self, label: str) -> None:
+        self.label, self.doing, self.started = label, "", time.monotonic()
+        # Workers side by side share their parent's terminal, where their lines would overwrite one another.
+        terminal = None if multiprocessing.parent_process() is None else False
+        console = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=terminal)
+        self._line = live_line(self._text, console, QUIET_S, PLAIN_EVERY_S)
+
+    def say(self, doing: str) -> None:
+        """Show `doing` from now on."""
+        self.doing = doing
+
+    def __enter__(self) -> Self:
+        self._line.__enter__()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._line.__exit__(kind, error, trace)
+
+    def _text(self) -> str:
+        return f"{self.label}: {self.doing}, {time.monotonic() - self.started:.0f} s"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token streams of the training and the held-out text, uint16 or uint32; `sha256` is of both."""
+    """Token streams of the training text, `train`, and of the held-out text, `held_out`: uint16 or uint32.
+
+    `sha256` is the checksum of both, `origin` names where the text comes from in messages.
+    """
 
     train: np.ndarray
     held_out: np.ndarray
@@ -31,7 +69,7 @@ class Corpus:
     origin: str
 
     def require(self, tokens: int) -> None:
-        """Raises `CorpusError` if a split is too short for one window of that many tokens."""
+        """Raise `CorpusError`, with advice, if either stream is shorter than one window of `tokens` tokens."""
         total = len(self.train) + len(self.held_out)
         for name, stream in (("training", self.train), ("held-out", self.held_out)):
             if len(stream) < tokens:
@@ -42,13 +80,16 @@ class Corpus:
                 if total > 20 * tokens:
                     advice.append(f"a {'larger' if stream is self.held_out else 'smaller'} held_out_pct")
                 raise CorpusError(
-                    f"{self.origin}: its {name} part has {len(stream):,} of its {total:,} tokens, a window needs {tokens} "
-                    f"(seq_len and the target of the last): what helps is {', or '.join(advice)}"
+                    f"{self.origin}: its {name} part has {len(stream):,} of its {total:,} tokens, a window needs "
+                    f"{tokens} (seq_len and the target of the last): what helps is {', or '.join(advice)}"
                 )
 
 
 def load_corpus(source: Source, vocab_size: int) -> Corpus:
-    """The corpus of a source, from the cache where text, tokenizer and split are the same. Off the clock."""
+    """Return the corpus of the text `source`, from the cache if text, tokenizer and split are the same.
+
+    The tokenizer has `vocab_size` entries unless the source sets its own. Raises `CorpusError` for unusable text.
+    """
     vocab, origin = source.tokenizer_vocab or vocab_size, ", ".join(map(shown, source.paths)) or "the standard library"
     own = bool(source.paths)
     with Activity(f"corpus of {origin}") as activity:
@@ -65,7 +106,7 @@ def load_corpus(source: Source, vocab_size: int) -> Corpus:
 
 
 def cache_key(texts: list[tuple[str, str]], settings: str) -> str:
-    """A checksum of the settings and of every name and text, encoded a piece at a time."""
+    """Return a checksum of `settings` and of the (name, text) pairs `texts`, which are encoded a piece at a time."""
     key = hashlib.sha256(settings.encode())
     for name, text in texts:
         content = hashlib.sha256()
@@ -76,6 +117,7 @@ def cache_key(texts: list[tuple[str, str]], settings: str) -> str:
 
 
 def checksum(train: np.ndarray, held_out: np.ndarray) -> str:
+    """Return the SHA-256 of the two token streams, `train` and `held_out`."""
     both = hashlib.sha256(train)
     both.update(b"|")
     both.update(held_out)
@@ -89,7 +131,10 @@ def tokenise(
     by_content: bool = True,
     say: Callable[[str], None] = lambda doing: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Training and held-out token streams of (name, text) pairs, by a tokenizer that learned from the training part alone."""
+    """Return the training and the held-out token stream of `texts`, by a tokenizer trained on the training part alone.
+
+    `vocab` is the tokenizer's size, `held_out_pct` and `by_content` are as for `split`, `say` gets the progress.
+    """
     train, held_out = split(texts, held_out_pct, by_content)
     total = sum(map(len, train)) + sum(map(len, held_out)) or 1
     say("learning a tokenizer")
@@ -101,11 +146,11 @@ def tokenise(
 
 
 def split(texts: list[tuple[str, str]], held_out_pct: float, by_content: bool = True) -> tuple[list[str], list[str]]:
-    """The training and the held-out texts: by file, or by block of 64 Ki characters where there are few files.
+    """Split (name, text) pairs `texts` into training and held-out texts: by file, or by block where files are few.
 
-    A name's checksum decides, and equal texts go where the first of them goes. Where that leaves a side with next to
-    nothing, the longest text is cut in two. `by_content=False` is the standard library's split, by names alone: a file of
-    47 characters is on both sides there, and what was trained on it must stay what it was.
+    About `held_out_pct` percent are held out. A checksum of the name decides, and equal texts go where the first of
+    them goes. Where that leaves a side nearly empty, the longest text is cut in two. Without `by_content` names alone
+    decide, and equal texts may be on both sides: the split of the standard library that recorded runs were trained on.
     """
     if len(texts) < FEW:
         texts = [(f"{name}:{i}", text[i : i + BLOCK]) for name, text in texts for i in range(0, len(text), BLOCK)]
@@ -121,7 +166,10 @@ def split(texts: list[tuple[str, str]], held_out_pct: float, by_content: bool = 
 
 
 def with_both_sides(train: list[str], held_out: list[str], held_out_pct: float) -> tuple[list[str], list[str]]:
-    """The same, but where a side has less than a quarter of its share, the other's longest text is cut: its end is held out."""
+    """Return `train` and `held_out`, neither with less than a quarter of its share.
+
+    Where one is, the other's longest text is cut in two, and its end held out. The shares follow from `held_out_pct`.
+    """
     sizes = [sum(map(len, side)) for side in (train, held_out)]
     shares = [100 - held_out_pct, held_out_pct]
     lacking = [size < share / 400 * sum(sizes) for size, share in zip(sizes, shares)]

@@ -1,6 +1,5 @@
 """One run of the study, from parameters to records: the loop around HybridTrainer, resumable at any moment."""
 
-import hashlib
 import math
 import sys
 import time
@@ -8,34 +7,34 @@ import warnings
 from typing import Any
 
 import torch
-from torch import nn
 
 from hybridlib.method.schedule import Phase, PhaseState
 from hybridlib.study import progress, provenance
 from hybridlib.study.progress import UNTIMED_STEPS, summarise
-from hybridlib.study.records import EvalRecord, RunFolder, StepRecord
+from hybridlib.study.records import EvalRecord, RunFolder
 from hybridlib.study.run import Run
 from hybridlib.study.storage import locked
 from hybridlib.training.assemble import device_name, make_trainer, pick_device, warm_up_kernels
-from hybridlib.training.checkpoint import CheckpointFile, Preemption
+from hybridlib.training.checkpoint import CheckpointFile, State
 from hybridlib.training.data import DataSource, open_source
 from hybridlib.training.faults import install
-from hybridlib.training.meter import Meter, give_back, nvml_used_mb
-from hybridlib.training.models import Batch, loss_fn
-from hybridlib.training.optimizers import WeightAverage, set_learning_rate
+from hybridlib.training.meter import Meter, Preemption, give_back, nvml_used_mb
+from hybridlib.training.models import Batch, held_out_loss, weights_sha256
+from hybridlib.training.optimizers import set_learning_rate
 from hybridlib.training.trainer import HybridTrainer
 
 
 def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
-    """Takes a run that is not complete to its end, on from its last checkpoint, and returns its `run.json`.
+    """Train `run`, if it is not complete, to its end, on from its last checkpoint if there is one; return its `run.json`.
 
-    Raises `InUse` while another process trains it. SIGTERM makes a checkpoint and then ends the process.
+    `device_choice` is the name given to `pick_device`. SIGTERM makes a checkpoint and then ends the process. Warns of
+    what is damaged, does not fit, or is set aside. Raises `InUse` while another process trains the run.
     """
-    device = pick_device(device_choice, run.threads)
     records = RunFolder(progress.run_folder(run))
     with locked(records.path, "trains it"), Preemption() as preemption:
         if progress.run_state(run) == "complete":
             return records.facts
+        device = pick_device(device_choice, run.threads)
         try:
             return _train(run, device, records, preemption)
         except OfOtherCode as error:
@@ -43,28 +42,32 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
         return _train(run, device, records, preemption)
 
 
+class OfOtherCode(ValueError):
+    """The code of today cannot take a checkpoint's state; the checkpoint has been set aside."""
+
+
 def _train(run: Run, device: torch.device, records: RunFolder, preemption: Preemption) -> dict[str, Any]:
-    source = open_source(run.source, run.model.vocab_size, run.batch_size, run.seq_len)
+    about = dict(started_at=provenance.now(), device=device_name(device, run.threads))
     warm_up_kernels(run, device)
+    source = open_source(run.source, run.model.vocab_size, run.batch_size, run.seq_len)
     give_back()
-    meter = Meter(device)  # before there is a model: what memory is counted from
-    about = progress.identity(run)
-    about |= dict(started_at=provenance.now(), device=device_name(device, run.threads), corpus_sha256=source.sha256)
-    average = WeightAverage(run.read_out_steps)
-    path, beside = progress.checkpoint_path(run), lambda: dict(files=records.marks(), average=average.state_dict())
-    file = CheckpointFile(path, beside, about, run.snapshot_every)
+    meter = Meter(device)  # made before there is a model, because memory counts from here
+    about |= progress.identity(run) | dict(corpus_sha256=source.sha256)
+    file = CheckpointFile(progress.checkpoint_path(run), lambda: dict(files=records.marks()), about)
+    saved = _to_go_on_from(run, records, file)
     trainer = make_trainer(run, device, snapshots=file, meter=meter)
     if run.fault:
         install(run.fault, trainer)
-    resumed = resume(run, trainer, average, records, file)
-    loop = Loop(run, trainer, average, records, source, preemption)
+    if resumed := saved is not None:
+        _load(trainer, saved["state"], records)
+        about["started_at"] = saved["about"]["started_at"]
+        del saved
+    loop = Loop(run, trainer, records, source, preemption)
     compile_s = loop.rehearse() if run.compile else 0.0
     loop.until(run.steps)
-    if run.extend > 1:
-        trainer.snapshot()  # where an extension starts, should the target be known only later
-        loop.extend()
+    loop.extend()
     facts = dict(study=run.study, arm=run.arm, role=run.role, data=run.data, seed=run.seed)
-    facts |= dict(parameters=run.model_dump(), floor_nats=source.floor_nats, code=provenance.code()) | file.about
+    facts |= dict(parameters=run.model_dump(), floor_nats=source.floor_nats, code=provenance.code()) | about
     facts |= dict(
         versions=provenance.versions(),
         interpreter=provenance.interpreter(),
@@ -73,7 +76,7 @@ def _train(run: Run, device: torch.device, records: RunFolder, preemption: Preem
         compile_s=compile_s,
         model_parameters=sum(weight.numel() for _, weight in trainer.optimizer.weights),
         weights_sha256=weights_sha256(trainer.objective.model),
-        memory_floor_mb=trainer.meter.floor_mb,
+        memory_floor_mb=meter.floor_mb,
         nvml_used_mb=nvml_used_mb(device),
         target_loss=progress.target_loss(run),
         last_step=trainer.state.step - 1,
@@ -86,24 +89,17 @@ def _train(run: Run, device: torch.device, records: RunFolder, preemption: Preem
     return facts
 
 
-class OfOtherCode(ValueError):
-    """A checkpoint whose state the code of today cannot take; it has been set aside."""
+def _to_go_on_from(run: Run, records: RunFolder, file: CheckpointFile) -> State | None:
+    """Return the newest sound checkpoint that this run could have made here, its records cut back to there.
 
-
-def resume(run: Run, trainer: HybridTrainer, average: WeightAverage, records: RunFolder, file: CheckpointFile) -> bool:
-    """Goes on from the newest sound checkpoint that this run could have made here, its records cut back to there.
-
-    Where there is none, what lies there is set aside for a fresh start. Warns of what is damaged or does not fit.
-    Raises `OfOtherCode`.
+    None if there is none: what lies in the folder is set aside then, for a fresh start.
     """
 
-    def fits(saved: dict[str, Any]) -> bool:
+    def fits(saved: State) -> bool:
         then, now = saved.get("about", {}), file.about
-        why = progress.why_run_stale(run, then) or "; ".join(
-            f"its {key} was {then.get(key)}, today's is {now[key]}"
-            for key in ("device", "corpus_sha256")
-            if then.get(key) != now[key]
-        )
+        other = (key for key in ("device", "corpus_sha256") if then.get(key) != now[key])
+        why = progress.why_run_stale(run, then)
+        why = why or "; ".join(f"its {key} was {then.get(key)}, today's is {now[key]}" for key in other)
         if not why and not records.cut_back(saved["beside"]["files"]):
             why = "its CSV files are not as a checkpoint left them"
         if why:
@@ -113,37 +109,35 @@ def resume(run: Run, trainer: HybridTrainer, average: WeightAverage, records: Ru
     shown, facts = provenance.from_root(records.path), records.facts
     if said := records.damage() or (facts and progress.why_run_stale(run, facts)):
         warnings.warn(f"{shown}: {said}; the run is trained again", stacklevel=2)
-    if (snapshot := file.newest(fits)) is None:
-        if aside := records.set_aside():
-            kept = f"what was there is kept in {provenance.from_root(aside)}"
-            warnings.warn(f"{shown}: starts afresh; {kept}", stacklevel=2)
-        file.remove()
-        return False
+    if (saved := file.newest(fits)) is not None:
+        (records.path / "run.json").unlink(missing_ok=True)
+    elif aside := records.set_aside():
+        kept = f"what was there is kept in {provenance.from_root(aside)}"
+        warnings.warn(f"{shown}: starts afresh; {kept}", stacklevel=2)
+    return saved
+
+
+def _load(trainer: HybridTrainer, state: State, records: RunFolder) -> None:
+    """Let `trainer` go on from `state`. Raise `OfOtherCode`, with `records` set aside, if it cannot."""
     try:
-        trainer.load_state_dict(snapshot["state"])
-        average.load_state_dict(snapshot["beside"]["average"])
+        trainer.load_state_dict(state)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        aside = provenance.from_root(records.set_aside())
-        kept = f"what was there is kept in {aside}"
-        raise OfOtherCode(f"{shown}: other code made its checkpoint ({error!r}): starts afresh; {kept}") from None
-    file.about["started_at"] = snapshot["about"]["started_at"]
-    (records.path / "run.json").unlink(missing_ok=True)
-    return True
+        shown, aside = provenance.from_root(records.path), provenance.from_root(records.set_aside())
+        why = f"other code made its checkpoint ({error!r}): starts afresh; what was there is kept in {aside}"
+        raise OfOtherCode(f"{shown}: {why}") from None
 
 
 class Loop:
-    """Nominal steps, one after the other: batch, step, record, and the held-out loss off the clock."""
+    """The nominal steps of a `run`, one after the other: batch, step, record, and the held-out loss off the clock.
+
+    `trainer` takes the steps on batches of `source`, and `records` get what happened. When `preemption` is asked, the
+    loop makes a checkpoint and exits.
+    """
 
     def __init__(
-        self,
-        run: Run,
-        trainer: HybridTrainer,
-        average: WeightAverage,
-        records: RunFolder,
-        source: DataSource,
-        preemption: Preemption,
+        self, run: Run, trainer: HybridTrainer, records: RunFolder, source: DataSource, preemption: Preemption
     ) -> None:
-        self.run, self.trainer, self.average, self.records = run, trainer, average, records
+        self.run, self.trainer, self.records = run, trainer, records
         self.source, self.preemption = source, preemption
         self.held_out = [self._on_device(source.held_out(i)) for i in range(run.eval_batches)]
         done = records.flushed_steps()
@@ -153,7 +147,7 @@ class Loop:
         self.evaluated_step = int(evals.step.max()) if len(evals) else 0
 
     def rehearse(self) -> float:
-        """Compiles the steps ahead of them, off the clock; returns the seconds that it took."""
+        """Compile what steps run, ahead of them and off the clock. Return the seconds that it took."""
         started_s = time.perf_counter()
         batch = self._on_device(self.source.batch(self.run.seed, 0))
         self.trainer.objective.backward(batch)
@@ -162,49 +156,44 @@ class Loop:
         return time.perf_counter() - started_s
 
     def until(self, last_step: int) -> None:
+        """Take the steps up to and including `last_step`."""
         while self.trainer.state.step <= last_step:
             self._step()
-        self.records.flush()
 
     def extend(self) -> None:
-        """Goes on with the schedule until the baseline's final held-out loss, at most to `extend` x nominal steps."""
-        if progress.may_extend(self.run, self.trainer.state.step - 1):
-            target = progress.target_loss(self.run)
-            while self.trainer.state.step <= int(self.run.extend * self.run.steps) and self.held_out_loss > target:
+        """Go on to the baseline's final held-out loss, at most to `extend` times the nominal steps."""
+        trainer, run = self.trainer, self.run
+        if run.extend == 1:
+            return
+        trainer.snapshot()  # records too: an extension starts here, even if the target is known only later
+        if progress.may_extend(run, trainer.state.step - 1):
+            target = progress.target_loss(run)
+            while trainer.state.step <= int(run.extend * run.steps) and self.held_out_loss > target:
                 self._step()
-        self.records.flush()
 
     def _step(self) -> None:
-        trainer, run, state = self.trainer, self.run, self.trainer.state
+        trainer, run, records, state = self.trainer, self.run, self.records, self.trainer.state
         batch = self._on_device(self.source.batch(run.seed, trainer.real_steps))
         set_learning_rate(trainer.optimizer, run.optimizer, state.step, run.steps)
         record = trainer.step(batch)
         if run.fault and run.fault.step == state.step:
             record.event = "+".join(filter(None, ["fault", record.event]))
-        self.records.add(record)
-        self._average(record)
+        records.add(record)
         self.train_s += record.step_s if state.step > UNTIMED_STEPS else 0.0
         if state.step == run.steps or (self._settled(state) and state.step >= self.evaluated_step + run.eval_every):
             self.evaluated_step = state.step
-            with self.average.applied(trainer.optimizer.weights, trainer.optimizer):
+            with trainer.average.applied(trainer.optimizer.weights, trainer.optimizer):
                 self.held_out_loss = held_out_loss(trainer.objective.model, self.held_out)
-            self.records.add(EvalRecord(state.step, trainer.real_steps, self.train_s, self.held_out_loss))
+            records.add(EvalRecord(state.step, trainer.real_steps, self.train_s, self.held_out_loss))
         if state.step % run.log_every == 0:
-            self.records.flush()
-        if self.preemption.asked and trainer.state.phase is not Phase.PREDICT:  # whose steps, once jumped, take no time
+            records.flush()
+        if self.preemption.asked and trainer.state.phase is not Phase.PREDICT:  # there steps take no time after a jump
             trainer.snapshot()
             sys.exit("stopped by SIGTERM, after a checkpoint")
 
-    def _average(self, record: StepRecord) -> None:
-        events = record.event.split("+")
-        if "jump" in events or "rollback" in events:
-            self.average.forget()
-        elif record.real and "skipped" not in events:
-            self.average.observe(self.trainer.optimizer.weights)
-
     @staticmethod
     def _settled(state: PhaseState) -> bool:
-        """Whether the weights are worth judging: not in Predict, nor before Correct has ended."""
+        """Return whether the weights may be judged: not in Predict, nor before Correct has ended."""
         last_of_correct = state.phase is Phase.CORRECT and state.index == state.length - 1
         return last_of_correct or state.phase in (Phase.WARMUP, Phase.FULL)
 
@@ -212,20 +201,5 @@ class Loop:
         return tuple(part.to(self.trainer.objective.device) for part in batch)
 
 
-def weights_sha256(model: nn.Module) -> str:
-    """Of all weights, in order: equal for bitwise equal models."""
-    digest = hashlib.sha256()
-    for weight in model.parameters():
-        digest.update(weight.detach().cpu().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-@torch.no_grad()
-def held_out_loss(model: nn.Module, batches: list[Batch]) -> float:
-    """Mean loss in nats over fixed batches, in float32 whatever the arm's precision."""
-    return sum(float(loss_fn(model, batch)) for batch in batches) / len(batches)
-
-
-if __name__ == "__main__":  # for a process of its own: a run as JSON, a device, and the process with which it ends
-    if provenance.end_with(int(sys.argv[3])):
-        train(Run.model_validate_json(sys.argv[1]), sys.argv[2])
+if __name__ == "__main__":  # a run as JSON, and a device: for a process of its own
+    train(Run.model_validate_json(sys.argv[1]), sys.argv[2])

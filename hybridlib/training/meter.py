@@ -1,8 +1,13 @@
-"""Wall-clock time and peak memory of a step, on a GPU or a CPU, and what an allocator is told."""
+"""What the system measures and asks for: time and peak memory of a step, on a GPU or a CPU; freed memory; SIGTERM."""
 
 import ctypes
+import os
+import signal
+import threading
 import time
 from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
 
 import torch
 
@@ -10,10 +15,10 @@ MB = 1e6
 
 
 class Meter:
-    """A stopwatch that waits for the device, and the peak memory since the last `enter_phase`.
+    """A stopwatch that waits for `device`, and the peak memory since the last `enter_phase`.
 
-    Memory on a GPU is what the CUDA allocator has handed out. On a CPU it is resident memory above `floor_mb`, what
-    the process held before there was a model: interpreter, libraries, corpus. Without Linux's /proc it is 0.
+    Memory on a GPU is what the CUDA allocator has handed out. On a CPU it is resident memory above `floor_mb`, what the
+    process held before there was a model: interpreter, libraries, corpus. Without Linux's /proc it is 0.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -22,16 +27,17 @@ class Meter:
         self._started_s = 0.0
 
     def start(self) -> None:
+        """Start the stopwatch."""
         self._synchronise()
         self._started_s = time.perf_counter()
 
     def stop(self) -> float:
-        """Seconds since `start`, the device's outstanding work included."""
+        """Return the seconds since `start`, with the device's outstanding work."""
         self._synchronise()
         return time.perf_counter() - self._started_s
 
     def enter_phase(self) -> None:
-        """Peak memory counts from here."""
+        """Count peak memory anew from here."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
@@ -41,6 +47,7 @@ class Meter:
                 pass  # the peak then counts from the process's start: too high, never too low
 
     def peak_mb(self) -> float:
+        """Return the peak memory in MB since the last `enter_phase`."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / MB
         return max(0.0, _status_mb("VmHWM") - self.floor_mb)
@@ -59,7 +66,7 @@ def _status_mb(key: str) -> float:
 
 
 def nvml_used_mb(device: torch.device) -> float | None:
-    """Memory in use on a GPU as its driver counts it, all processes together; None without an NVIDIA driver."""
+    """Return the MB that all processes use on the GPU `device`, as its driver counts; None without an NVIDIA driver."""
     if device.type != "cuda":
         return None
     import pynvml
@@ -73,7 +80,7 @@ def nvml_used_mb(device: torch.device) -> float | None:
 
 
 def give_back() -> None:
-    """Return freed memory to the system: CUDA's cache, and glibc's heap, which otherwise stays resident."""
+    """Return freed memory to the system: CUDA's cache and glibc's heap, which otherwise stay resident."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:
@@ -83,5 +90,31 @@ def give_back() -> None:
 
 
 def ran_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether an allocator raised it: CUDA's has a type of its own, the CPU's a text."""
+    """Return whether an allocator raised `error`: CUDA's by a type of its own, the CPU's by a message."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+class Preemption:
+    """While its block runs, SIGTERM only sets `asked`, for a loop to read between two steps.
+
+    When the block ends, a process that was asked ends by that signal, as if nothing had caught it. Outside the main
+    thread, where Python handles no signals, nothing is caught.
+    """
+
+    asked = False
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)
+        if self.asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True

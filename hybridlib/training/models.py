@@ -1,12 +1,13 @@
 """GPT-2 from transformers, without dropout, its loss, and what its size predicts: parameters, FLOPs, bytes."""
 
+import hashlib
 import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# transformers loads tqdm's bars for notebooks, of which none is ever shown here; without ipywidgets they warn, with a path.
+# transformers loads tqdm's bars for notebooks; without ipywidgets they warn, and none is ever shown here.
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 from transformers import GPT2Config, GPT2LMHeadModel  # noqa: E402
@@ -17,7 +18,7 @@ Batch = tuple[Tensor, Tensor]  # input and target tokens, each (batch, seq) int6
 
 
 def build(sizes: Model, seed: int) -> GPT2LMHeadModel:
-    """A freshly initialised GPT-2; the weights are a function of sizes and seed alone."""
+    """Return a freshly initialised GPT-2; its weights are a function of `sizes` and `seed` alone."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=sizes.vocab_size,
@@ -37,14 +38,28 @@ def build(sizes: Model, seed: int) -> GPT2LMHeadModel:
 
 
 def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy in nats over all tokens of a batch, a scalar in float32."""
+    """Return the mean cross-entropy of `model` in nats over all tokens of `batch`, a scalar in float32."""
     tokens, targets = batch
     hidden = model.transformer(input_ids=tokens).last_hidden_state  # (batch, seq, width)
     return linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, targets.flatten())
 
 
+@torch.no_grad()
+def held_out_loss(model: nn.Module, batches: list[Batch]) -> float:
+    """Return the mean loss in nats of `model` over `batches`, in float32 whatever the run's precision."""
+    return sum(float(loss_fn(model, batch)) for batch in batches) / len(batches)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Return the checksum of all weights of `model`, in order: equal if and only if they are bitwise equal."""
+    digest = hashlib.sha256()
+    for weight in model.parameters():
+        digest.update(weight.detach().cpu().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def parameter_count(sizes: Model) -> int:
-    """Parameters by formula; the output head is tied to the token embedding (Radford et al. 2019)."""
+    """Return the number of parameters of `sizes`; the output head is the token embedding (Radford et al. 2019)."""
     d = sizes.n_embd
     layer_norms = 2 * 2 * d
     attention = d * 3 * d + 3 * d + d * d + d
@@ -53,10 +68,11 @@ def parameter_count(sizes: Model) -> int:
 
 
 def flops_per_token(sizes: Model, seq_len: int) -> int:
-    """Floating-point operations of one forward and backward pass a token (Chowdhery et al. 2022, appendix B).
+    """Return the floating-point operations per token of one forward and backward pass of `sizes`.
 
-    6 for every parameter that enters a matrix product (the tied embedding does, as output head; positions and
-    vectors do not), and 12 x layers x width x sequence for attention's two products.
+    After Chowdhery et al. 2022, appendix B, on sequences of `seq_len` tokens: 6 for every
+    parameter that enters a matrix product (the tied embedding does, as output head; positions and vectors do not), and
+    12 x layers x width x sequence for attention's two products.
     """
     d = sizes.n_embd
     in_products = sizes.n_layer * 12 * d * d + sizes.vocab_size * d
@@ -64,16 +80,17 @@ def flops_per_token(sizes: Model, seq_len: int) -> int:
 
 
 def state_bytes(sizes: Model) -> dict[str, int]:
-    """Bytes of what training keeps in float32: weights, gradients, Adam's two moments."""
+    """Return the bytes of what training a model of `sizes` keeps in float32: weights, gradients, Adam's two moments."""
     weights = 4 * parameter_count(sizes)
     return dict(weights=weights, gradients=weights, adam=2 * weights)
 
 
 def activation_bytes(sizes: Model, batch_size: int, seq_len: int) -> int:
-    """Bytes kept from forward to backward in float32, by count of the tensors that autograd saves.
+    """Return the bytes that autograd keeps from forward to backward in float32, by a count of its tensors.
 
-    A layer keeps 16 widths a token: both norms' inputs and outputs (4), q, k, v (3), attention's output (1), the MLP's
-    input to GELU and its output (8). The loss keeps three tensors of logits. After Korthikanti et al. 2022, section 4.
+    For a model of `sizes` on `batch_size` sequences of `seq_len` tokens. A layer keeps 16 widths a token: both
+    norms' inputs and outputs (4), q, k, v (3), attention's output (1), the MLP's input to GELU and its output (8). The
+    loss keeps three tensors of logits. After Korthikanti et al. 2022, section 4.
     """
     tokens = batch_size * seq_len
     return 4 * tokens * (sizes.n_layer * 16 * sizes.n_embd + 3 * sizes.vocab_size)
@@ -83,16 +100,19 @@ CHUNK_ELEMENTS = 1 << 24  # of logits: 64 MB in float32
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of `hidden @ weight.T` against targets, its gradients found in the forward pass.
+    """Mean cross-entropy of `hidden @ weight.T` against targets, with its gradients computed in the forward pass.
 
-    Softmax less the one-hot target is all that the backward pass would need logits for, so each chunk's is used at once and
-    forgotten (Wijmans et al. 2024, "Cut your losses in large-vocabulary language models", section 3). The same three
-    products as the plain form, in the precision of autocast where that is on; exponentials and sums in float32.
+    The backward pass needs logits only for softmax less the one-hot target, so each chunk's is used at once and dropped
+    (Wijmans et al. 2024, "Cut your losses in large-vocabulary language models", section 3). The three products are
+    those of the plain form, in autocast's precision if that is on; exponentials and sums are in float32.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        """(tokens, width), (vocabulary, width), (tokens,) int64 -> a scalar in float32 or finer, in nats a token."""
+        """Return the loss in nats a token, a scalar in float32 or finer.
+
+        `hidden` is (tokens, width), `weight` (vocabulary, width), `targets` (tokens,) int64; `ctx` keeps the gradients.
+        """
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         finer = torch.promote_types(dtype, torch.float32)
@@ -115,11 +135,12 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the gradients that `ctx` kept, times `slope`, the gradient of the loss."""
         of_hidden, of_weight = (kept.to(dtype) for kept, dtype in zip(ctx.saved_tensors, ctx.dtypes))
         scale = slope / ctx.tokens
         return of_hidden.mul_(scale), of_weight.mul_(scale), None  # the kept ones are not needed again
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of an output head: `F.cross_entropy(hidden @ weight.T, targets)`, to rounding."""
+    """Return `F.cross_entropy(hidden @ weight.T, targets)` in nats, to rounding, without holding all logits at once."""
     return LinearCrossEntropy.apply(hidden, weight, targets)

@@ -1,4 +1,4 @@
-"""The optimizers under a run, each from its own package, and the weights that a run is judged by."""
+"""The optimizers that a run wraps, their learning rate, and the average of the weights that the run is judged by."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +14,7 @@ from hybridlib.study.arm import Optimizer as Settings
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
-    """Several optimizers as one, each with parameters of its own.
-
-    Args:
-        parts: optimizers of which no two hold the same parameter.
-    """
+    """Several optimizers as one; no two of the `parts` may hold the same parameter."""
 
     def __init__(self, *parts: torch.optim.Optimizer) -> None:
         self.parts = parts
@@ -34,9 +30,9 @@ class CombinedOptimizer(torch.optim.Optimizer):
         return closure
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters to the last part."""
+        """Add the parameters of `param_group` to the last part."""
         if len(self.param_groups) < sum(len(part.param_groups) for part in self.parts):
-            super().add_param_group(param_group)  # one of a part's own: this is being made
+            super().add_param_group(param_group)  # a part's own group, added by the constructor
         else:
             self.parts[-1].add_param_group(param_group)
             self.param_groups.append(self.parts[-1].param_groups[-1])
@@ -49,7 +45,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        """Give each part its groups back, and to all of them one state: theirs have no key in common."""
+        """Give each part its own groups, and all parts the one shared state: they have no key in common."""
         groups = iter(self.param_groups)
         for part in self.parts:
             part.param_groups = [next(groups) for _ in part.param_groups]
@@ -57,10 +53,10 @@ class CombinedOptimizer(torch.optim.Optimizer):
 
 
 def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of these settings over all of a model's parameters.
+    """Return the optimizer that `settings` describe over all parameters of `model`.
 
-    `muon` (Jordan et al. 2024) moves the weight matrices, at `lr_matrices` and with Adam's root mean square; Adam the
-    rest. `schedule_free` is Defazio et al. 2024, `lookahead` Zhang et al. 2019, over Adam.
+    `muon` (Jordan et al. 2024) updates the weight matrices at rate `lr_matrices`, its updates scaled to Adam's root
+    mean square, and Adam the rest. `schedule_free` is Defazio et al. 2024, `lookahead` Zhang et al. 2019, over Adam.
     """
     betas = settings.beta1, settings.beta2
 
@@ -88,9 +84,10 @@ def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimize
 
 
 def set_learning_rate(optimizer: Any, settings: Settings, step: int, total: int) -> None:
-    """Warm-up and linear decay to zero over the nominal steps; nothing is touched where neither is asked for.
+    """Set the rate of `optimizer` for nominal step `step` (from 1) of `total`: linear warm-up, linear decay to zero.
 
-    `lr_decay` is the share of the nominal steps, at their end, over which the rate falls. Schedule-free warms up by itself.
+    The rate rises over `settings.lr_warmup_steps` steps and falls over the last share `settings.lr_decay` of them.
+    Without either nothing is set; schedule-free warms up by itself.
     """
     if settings.name == "schedule_free" or not (settings.lr_warmup_steps or settings.lr_decay):
         return
@@ -101,22 +98,20 @@ def set_learning_rate(optimizer: Any, settings: Settings, step: int, total: int)
 
 
 class WeightAverage:
-    """The mean of the weights over the last computed steps, at most `steps` of them and none from before a jump.
+    """The mean of the weights over the last computed steps, at most `steps` (at least 1), none from before a jump.
 
-    A running mean, in float32 or finer, so that it takes one copy of the weights; past `steps` it forgets exponentially.
-    With `steps` 1 it keeps nothing. Schedule-free's own average is read out in any case.
-
-    Args:
-        steps: how many computed steps the mean goes over, at least 1.
+    The running mean, in float32 or finer, takes one copy of the weights; past `steps` it forgets exponentially. With
+    `steps` 1 it keeps nothing. Schedule-free's own average is applied in any case.
     """
 
     def __init__(self, steps: int = 1) -> None:
-        self.steps, self.taken = steps, 0
+        self.steps = steps
         self.mean: dict[str, Tensor] = {}
+        self.taken = 0
 
     @torch.no_grad()
     def observe(self, weights: Weights) -> None:
-        """Take in the weights after a computed step."""
+        """Take `weights`, as they are after a computed step, into the mean."""
         if self.steps == 1:
             return
         self.taken += 1
@@ -128,13 +123,13 @@ class WeightAverage:
                 self.mean[name] = self.mean[name].to(value.device).lerp_(value, 1 / min(self.taken, self.steps))
 
     def forget(self) -> None:
-        """Begin anew: the weights jumped or were rolled back."""
+        """Start anew, after a jump or a rollback."""
         self.taken = 0
         self.mean.clear()
 
     @contextmanager
     def applied(self, weights: Weights, optimizer: Any) -> Iterator[None]:
-        """Put the weights to be judged into the model for the time of the block, however it ends."""
+        """Put the mean into `weights`, and the wrapped `optimizer` into evaluation mode, until the block ends."""
         averaging = [part for part in wrapped(optimizer) if hasattr(part, "eval") and hasattr(part, "train")]
         trained = {name: weight.detach().clone() for name, weight in weights if name in self.mean}
         for part in averaging:
@@ -148,9 +143,11 @@ class WeightAverage:
                 part.train()
 
     def state_dict(self) -> dict[str, Any]:
+        """Return all that `load_state_dict` needs."""
         return dict(mean=dict(self.mean), taken=self.taken)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state`, as `state_dict` returned it."""
         self.mean, self.taken = dict(state["mean"]), state["taken"]
 
     @staticmethod

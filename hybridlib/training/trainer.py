@@ -4,30 +4,36 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from hybridlib.method.guards import DivergenceMonitor
 from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.optimizer import HybridOptimizer
 from hybridlib.method.schedule import Phase, PhaseState
 from hybridlib.method.wrapping import mean_over_ranks
 from hybridlib.study.records import StepRecord
-from hybridlib.training.checkpoint import CheckpointFile, Snapshots, State, random_state, set_random_state
+from hybridlib.training.checkpoint import CheckpointFile, Snapshots, State
 from hybridlib.training.meter import Meter, give_back
 from hybridlib.training.objective import Objective, first_tensor, norm_of_gradients
+from hybridlib.training.optimizers import WeightAverage
 
 
 class HybridTrainer:
-    """Trains any module with any optimizer, one nominal step at a time.
+    """Train any module with any optimizer, one nominal step at a time.
 
-    With no Predict steps it is bitwise the plain loop. The trainer computes gradients, records what a step did, and keeps
+    Without Predict steps it is bitwise the plain loop. The trainer computes gradients, records each step, and keeps
     broken steps and wrong predictions from spoiling the run.
 
     Args:
         optimizer: the wrapped optimizer with its schedule and predictor.
-        objective: the model and its loss, micro-batches and precision.
-        monitor: says which computed steps may move a weight.
-        snapshots: what a divergence rolls back to, in memory or on disk, and how often one is taken.
-        offload: takes the optimizer's state off the device in Predict; None leaves it there.
-        meter: times steps, and says how much memory they took.
+        objective: the model with its loss, micro-batches and precision.
+        monitor: judges which computed steps may move the weights.
+        snapshots: keeps the state that a divergence rolls back to, in memory or on disk.
+        snapshot_every: nominal steps between two snapshots, at least 1.
+        offload: moves the optimizer's state off the device in Predict; None leaves it there.
+        meter: measures the time and the peak memory of steps.
+        average: follows the weights after computed steps; by default it keeps nothing.
     """
 
     def __init__(
@@ -37,35 +43,36 @@ class HybridTrainer:
         *,
         monitor: DivergenceMonitor | None = None,
         snapshots: Snapshots | CheckpointFile | None = None,
+        snapshot_every: int = 80,
         offload: OptimizerOffload | None = None,
         meter: Meter | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
         self.optimizer, self.objective, self.offload = optimizer, objective, offload
         self.monitor, self.snapshots = monitor or DivergenceMonitor(), snapshots or Snapshots()
-        self.meter = meter or Meter(objective.device)
+        self.meter, self.snapshot_every = meter or Meter(objective.device), snapshot_every
+        self.average = average or WeightAverage()
         self.tokens_trained = 0
-        self.last_snapshot_step = -self.snapshots.every
+        self.last_snapshot_step = -snapshot_every
         self.last_loss: float | None = None
-        self._coasting: list[PhaseState] = []  # the rest of Predict, after its jump
+        self._coasting: list[PhaseState] = []  # the steps of Predict that its jump has taken already
 
     @property
     def state(self) -> PhaseState:
-        """The nominal step that is about to be taken."""
+        """Return the position in the schedule of the next nominal step."""
         return self._coasting[0] if self._coasting else self.optimizer.position
 
     @property
     def real_steps(self) -> int:
-        """Computed steps so far, which is the index of the next batch."""
+        """Return the number of computed steps so far, which is the index of the next batch."""
         return self.optimizer.computed_steps
 
     def step(self, batch: Any) -> StepRecord:
-        """Take one nominal step, and return its record.
+        """Take one nominal step and return its record; `batch` is as for `Objective`.
 
-        The first of Predict jumps, and probes the batch without gradients; the others of Predict cost nothing.
-
-        Raises:
-            torch.OutOfMemoryError: where memory does not suffice for a micro-batch of one.
-            RuntimeError: for a divergence before the first snapshot.
+        The first step of Predict jumps and probes the loss on the batch; the other steps of Predict compute nothing.
+        Raises `torch.OutOfMemoryError` if memory does not suffice for a micro-batch of one, `RuntimeError` for a
+        divergence before the first snapshot.
         """
         self.meter.start()
         state, events, loss, grad_norm, jump_s = self.state, [], None, None, None
@@ -79,10 +86,15 @@ class HybridTrainer:
             loss, jump_s = self._jump(batch, events)
         perplexity = None if loss is None else math.exp(loss) if loss < 700 else math.inf
         what = state.step, str(state.phase), int(state.real), loss, perplexity, grad_norm, self.tokens_trained
-        return StepRecord(*what, self.meter.stop(), jump_s, round(self.meter.peak_mb(), 3), "+".join(events))
+        record = StepRecord(*what, self.meter.stop(), jump_s, round(self.meter.peak_mb(), 3), "+".join(events))
+        if "jump" in events or "rollback" in events:  # off the clock, as all that a run is only judged by
+            self.average.forget()
+        elif state.real and "skipped" not in events:
+            self.average.observe(self.optimizer.weights)
+        return record
 
     def _enter(self, phase: Phase) -> None:
-        """The first step of a phase: what leaves the device or comes back, and from where its peak memory counts."""
+        """Begin a phase: offload or restore the optimizer's state, and count peak memory anew."""
         if phase is Phase.PREDICT and self.offload:
             self.offload.offload()
             give_back()
@@ -91,9 +103,9 @@ class HybridTrainer:
             self.offload.restore()
 
     def _computed_step(self, batch: Any, events: list[str]) -> tuple[float, float]:
-        """Return the loss and the norm of its gradient, after what the monitor makes of them."""
+        """Take a computed step as far as the monitor lets it. Return the loss and the norm of its gradient."""
         calm = self.state.phase in (Phase.WARMUP, Phase.FULL) and not self.monitor.grace_left
-        due = calm and self.state.step - self.last_snapshot_step >= self.snapshots.every
+        due = calm and self.state.step - self.last_snapshot_step >= self.snapshot_every
         before = self.state_dict() if due else None
         buffers = [buffer.clone() for _, buffer in self.objective.buffers]
         loss, halved = self.objective.backward_within_memory(batch, self.optimizer.zero_grad)
@@ -109,7 +121,7 @@ class HybridTrainer:
             return loss, grad_norm
         if verdict == "high":
             events.append("high")
-        elif before:  # only now: weights whose loss has been seen to be sound, as they were before this step
+        elif before:  # saved only now: this step's loss has shown that the weights before it were sound
             self.last_snapshot_step = self.state.step
             self.snapshots.save(before)
             events.append("checkpoint")
@@ -119,7 +131,7 @@ class HybridTrainer:
         return loss, grad_norm
 
     def _jump(self, batch: Any, events: list[str]) -> tuple[float, float]:
-        """Predict, and undo it where the probe says so. Return the probe's loss, and the seconds that the predictor took."""
+        """Jump, and undo the jump if the probe rejects it. Return the probe's loss and the predictor's seconds."""
         begun, started_s = self.state, self.meter.stop()
         horizon = self.optimizer.jump()
         jump_s = self.meter.stop() - started_s
@@ -135,7 +147,7 @@ class HybridTrainer:
         return after, jump_s
 
     def _roll_back(self) -> None:
-        """Weights and optimizer as at the last snapshot; steps, clock, batches and what a scheduler sets go on."""
+        """Restore weights and optimizer from the last snapshot; steps, clock, batches and learning rate go on."""
         if (snapshot := self.snapshots.load()) is None:
             raise RuntimeError("diverged before the first snapshot: there is nothing to roll back to")
         self.objective.put(snapshot, self.optimizer.parameters)
@@ -143,34 +155,48 @@ class HybridTrainer:
         self.monitor.reset()
 
     def snapshot(self) -> None:
-        """Save the state as it is between two steps. Not to be called in Predict."""
+        """Save the state between two steps. Raises `RuntimeError` in Predict."""
         self.snapshots.save(self.state_dict())
 
     def state_dict(self) -> State:
-        """Return all that the next steps depend on. Raise `RuntimeError` in Predict, whose steps are not states to go on from."""
+        """Return all that the next steps depend on. Raises `RuntimeError` in Predict, after its jump."""
         if self._coasting:
             raise RuntimeError("in Predict there is no state to save: a snapshot is taken before it or after it")
         if self.offload:
-            self.offload.restore()  # after Predict's last step it is still away
+            self.offload.restore()  # after Predict's last step the state is still offloaded
         return dict(
             weights={name: weight.detach() for name, weight in self.objective.weights(self.optimizer.parameters)},
             buffers={name: buffer.clone() for name, buffer in self.objective.buffers},
             optimizer=self.optimizer.state_dict(materialize=False),
             monitor=self.monitor.state_dict(),
-            random=random_state(self.objective.device),
+            average=self.average.state_dict(),
+            random=_random_state(self.objective.device),
             counts={name: getattr(self, name) for name in ("tokens_trained", "last_snapshot_step", "last_loss")},
             accumulation=self.objective.accumulation,
         )
 
     def load_state_dict(self, state: State) -> None:
-        """Go on from where `state_dict` was called."""
+        """Continue from `state`, as `state_dict` returned it."""
         if self.offload:
             self.offload.restore()
         self._coasting = []
         self.objective.put(state, self.optimizer.parameters)
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitor.load_state_dict(state["monitor"])
-        set_random_state(state["random"], self.objective.device)
+        self.average.load_state_dict(state["average"])
+        _set_random_state(state["random"], self.objective.device)
         for name, value in state["counts"].items():
             setattr(self, name, value)
         self.objective.accumulation = state["accumulation"]
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of the generators that a step on `device` may draw from, as dropout does."""
+    state = dict(cpu=torch.get_rng_state())
+    return state | (dict(cuda=torch.cuda.get_rng_state(device)) if device.type == "cuda" else {})
+
+
+def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
