@@ -60,7 +60,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole studies last: what fails fast should be seen first. But first where workers share the files, as the longest."""
+    """Whole studies last, so that what fails fast is seen first; but first where workers share the files."""
     side_by_side = "PYTEST_XDIST_WORKER" in os.environ
     items.sort(key=lambda item: (item.path.name == "test_end_to_end.py") != side_by_side)
 

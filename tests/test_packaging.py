@@ -1,4 +1,4 @@
-"""Packages: pyproject.toml says what is needed, requirements.lock which versions made the records; nothing else does."""
+"""Packages: pyproject.toml says what is needed, requirements.lock which versions made the records; else nothing."""
 
 import ast
 import re

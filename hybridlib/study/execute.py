@@ -22,13 +22,12 @@ from rich.markup import escape
 
 from hybridlib.study import chapters, progress
 from hybridlib.study.chapters import source, stamp
-from hybridlib.study.plan import Job
+from hybridlib.study.plan import PIPELINE, Job
 from hybridlib.study.provenance import from_root
 from hybridlib.study.records import RunFolder
 from hybridlib.study.storage import part_of, writing
 
 PATIENCE_S = 30.0  # for a checkpoint, which takes a step's time and a write's
-PIPELINE = "HYBRIDLIB_PIPELINE"  # names the chapter that is executed here: one that is run by hand writes nothing
 
 
 class Kernel(AsyncKernelManager):
@@ -132,7 +131,7 @@ def execute(job: Job, study: str, console: Console) -> None:
         stamp(part, out)
         where = f"executed so far: {from_root(out)}"
         raise JobFailed(f"the kernel died, as it does when memory runs out; {where}") from None
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise JobFailed(f"the notebook could not be executed: {error}") from None
     finally:
         part.unlink(missing_ok=True)
