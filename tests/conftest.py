@@ -41,7 +41,10 @@ class Measured:
     def add(self, **facts: float) -> None:
         if self.folder:
             file = self.folder / "reliability.json"
-            before = json.loads(file.read_text()) if file.exists() else {}
+            try:
+                before = dict(json.loads(file.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError):  # there is none, or it is damaged
+                before = {}
             write_atomically(file, json.dumps(before | facts, indent=1) + "\n")
 
     def table(self, name: str, rows: list[dict]) -> None:

@@ -1,6 +1,7 @@
 """Broken disks and files: nothing damaged is ever used, and what cannot be written is said with path and bytes."""
 
 import json
+import multiprocessing
 import os
 import pickle
 import random
@@ -258,6 +259,30 @@ def test_what_an_early_kill_left_is_not_kept(monkeypatch) -> None:
     assert (folder / "steps.csv").exists() and not (folder / "checkpoint.safetensors").exists()
     finish("early")
     assert not (folder.parent.parent / "superseded").exists()
+
+
+def test_processes_that_write_one_file_at_once_leave_one_whole_content(tmp_path: Path) -> None:
+    file, contents = tmp_path / "x.json", [letter * 100_000 for letter in "abcd"]
+    writers = [
+        multiprocessing.get_context("fork").Process(target=write_often, args=(file, content)) for content in contents
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert file.read_text() in contents and list(tmp_path.iterdir()) == [file]
+
+
+def write_often(file: Path, content: str) -> None:
+    for _ in range(30):
+        write_atomically(file, content)
+
+
+def test_a_name_that_is_no_utf8_can_be_written(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    write_atomically(tmp_path / "x.json", json.dumps({"path": name}, ensure_ascii=False))
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"path": name}
 
 
 def test_what_dead_processes_left_half_written_goes_and_what_others_write_stays(tmp_path: Path) -> None:

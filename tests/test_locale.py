@@ -69,7 +69,7 @@ def test_the_law_bites(call: str, found: bool) -> None:
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[bytes]]:
     """A copy of the project in a folder of an odd name, and a study in it, from training to the PDF.
 
-    The locale is C, the terminal Latin-1, and a kernel `python3` of the user's does not work.
+    The locale is C, the terminal Latin-1; a kernel `python3` of the user's and an IPython profile do not work.
     """
     base = tmp_path_factory.mktemp("elsewhere")
     project, kernel = base / ODD, base / "jupyter" / "kernels" / "python3"
@@ -81,9 +81,12 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproces
     kernel.mkdir(parents=True)
     broken = dict(argv=["false", "{connection_file}"], display_name="mine", language="python")
     (kernel / "kernel.json").write_text(json.dumps(broken), encoding="utf-8")
+    startup = base / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "mine.py").write_text("import torch; torch.set_default_device('meta')", encoding="utf-8")
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "HYBRIDLIB_OUTPUTS")}
     environment |= dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", PYTHONIOENCODING="latin-1")
-    environment |= dict(JUPYTER_PATH=str(base / "jupyter"), OMP_NUM_THREADS="1")
+    environment |= dict(JUPYTER_PATH=str(base / "jupyter"), IPYTHONDIR=str(base / "ipython"), OMP_NUM_THREADS="1")
     command = [sys.executable, "run_all.py", "--study", "little"]
     return project, subprocess.run(command, cwd=project, env=environment, capture_output=True)
 

@@ -2,11 +2,15 @@
 
 import ast
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import distribution, packages_distributions
+from pathlib import Path
 
 import nbformat
+import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -105,6 +109,18 @@ def test_make_installs_the_same_lock_and_the_python_that_is_asked_for():
     assert "pip install --quiet --disable-pip-version-check -r requirements.lock" in MAKEFILE
     asked = PROJECT["requires-python"].removeprefix(">=")
     assert f"sys.version_info < ({asked.replace('.', ', ')})" in MAKEFILE
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@pytest.mark.parametrize(
+    ("name", "where"), [("a b", "-m venv .venv\n"), ("a:b", f"-m venv {Path.home()}/.cache/hybridlib/")]
+)
+def test_make_has_a_place_for_the_environment_whatever_the_folder_is_called(tmp_path, name: str, where: str):
+    (tmp_path / name).mkdir()
+    for file in ("Makefile", "pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / file, tmp_path / name)
+    said = subprocess.run(["make", "-n", "setup"], cwd=tmp_path / name, capture_output=True, encoding="utf-8").stdout
+    assert where in said, "Python makes none in a folder whose path has a colon"
 
 
 def test_everything_imported_is_a_direct_dependency_and_the_other_way_round():

@@ -18,7 +18,8 @@ from hybridlib.study.schema import Study
 
 STUDY = dict(
     study="little", model=dict(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=48),
-    sources=dict(markov=dict(kind="markov")), steps=60, batch_size=4, seq_len=16, eval_every=10, eval_batches=2, threads=1, seeds=[3, 4],
+    sources=dict(markov=dict(kind="markov")), steps=60, batch_size=4, seq_len=16, eval_every=10, eval_batches=2,
+    threads=1, seeds=[3, 4],
     plan=dict(benchmark=[dict(arms=["baseline", "hybrid"], data=["markov"], seeds=[3])]),
 )  # fmt: skip
 

@@ -229,7 +229,7 @@ def test_a_damaged_run_is_listed_and_stops_nothing(baseline_made, capsys, name: 
 
 
 def test_damaged_outcomes_are_said_and_stop_nothing(baseline_made, tmp_path, capsys) -> None:
-    for content in (b"", b"job,seconds\n", b"\xff\xfe", b'"'):
+    for content in (b"", b"job,seconds\n", b"\xff\xfe", b'{"criteria": []}'):
         (tmp_path / "smoke" / "results").mkdir(exist_ok=True)
         (tmp_path / "smoke" / "results" / "pipeline.csv").write_bytes(content)
         (tmp_path / "smoke" / "results.json").write_bytes(content)

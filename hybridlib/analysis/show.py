@@ -20,9 +20,9 @@ from PIL import Image
 
 from hybridlib.analysis.theme import NOTHING, TEXT_WIDTH_PX
 from hybridlib.study.parameters import ROOT
+from hybridlib.study.plan import PIPELINE
 from hybridlib.study.storage import write_atomically
 
-PIPELINE = "HYBRIDLIB_PIPELINE"  # names the chapter that the pipeline executes; not set where one is run by hand
 # JupyterLab draws Vega-Lite 5, of which these charts use nothing that version 6 changed.
 JUPYTERLAB_SCHEMA = "https://vega.github.io/schema/vega-lite/v5.20.1.json"
 VEGALITE = "application/vnd.vegalite.v5+json"

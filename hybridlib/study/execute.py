@@ -24,17 +24,16 @@ from rich.markup import escape
 from hybridlib.method.settings import instead, problem
 from hybridlib.study import chapters, progress
 from hybridlib.study.chapters import source, stamp
-from hybridlib.study.plan import Job
-from hybridlib.study.provenance import from_root
+from hybridlib.study.plan import PIPELINE, Job
+from hybridlib.study.provenance import ROOT, from_root
 from hybridlib.study.records import RunFolder
 from hybridlib.study.storage import part_of, writing
 
 PATIENCE_S = 30.0  # for a checkpoint, which takes a step's time and a write's
-PIPELINE = "HYBRIDLIB_PIPELINE"  # names the chapter that is executed here: one that is run by hand writes nothing
 
 
 class Kernel(AsyncKernelManager):
-    """A kernel of the Python that runs this process, whatever kernels a user has installed under the same name.
+    """A kernel of the Python that runs this process, whatever kernels and IPython profile its user has.
 
     It has no log: errors of cells reach the notebook, the noise of an interrupted process nobody. ipykernel ends it
     when this process has ended.
@@ -46,8 +45,9 @@ class Kernel(AsyncKernelManager):
         return KernelSpec(argv=command, display_name="Python", language="python")
 
     async def start_kernel(self, **options: Any) -> None:
-        """Start it; `options` are the base class's."""
-        await super().start_kernel(stderr=subprocess.DEVNULL, **options)
+        """Start it with a profile of the project's own; `options` are the base class's."""
+        own = os.environ | {"IPYTHONDIR": str(ROOT / ".cache" / "ipython")}
+        await super().start_kernel(stderr=subprocess.DEVNULL, env=own, **options)
 
     async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
         """Ask it to end first: one that trains makes a checkpoint then. `now` and `restart` are the base class's."""
@@ -156,7 +156,7 @@ def execute(job: Job, study: str, console: Console) -> None:
         stamp(part, out)
         where = f"executed so far: {from_root(out)}"
         raise JobFailed(f"the kernel died, as it does when memory runs out; {where}") from None
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise JobFailed(f"the notebook could not be executed: {error}") from None
     finally:
         part.unlink(missing_ok=True)

@@ -28,6 +28,10 @@ TEX = {  # engine -> its command, and how often it runs until cross-references a
     "xelatex": (["xelatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"], 3),
     "tectonic": (["tectonic", "--keep-logs", "--keep-intermediates", "report.tex"], 1),
 }
+TOO_LARGE = re.compile(r"(?:Overfull \\[hv]box \(|Float too large for page by )([\d.]+)pt(.*)")  # in TeX's log
+CAPTION = re.compile(  # in its .aux: kind, number, text, page
+    r"contentsline \{(\w+)\}\{\\numberline \{(\d+)\}\{\\ignorespaces (.*?)\s*(?:\\relax )?\}\}\{(\d+)\}"
+)
 
 # What of an output each format shows; the first that there is.
 SHOWN = {
@@ -137,18 +141,15 @@ def overfull(log: str, aux: str, tex: str) -> list[str]:
     A box is found by its line in the source `tex`, or, where TeX knows only the page, by the captions that `aux` puts
     on it.
     """
-    found, captions = (
-        [],
-        r"contentsline \{(\w+)\}\{\\numberline \{(\d+)\}\{\\ignorespaces (.*?)\s*(?:\\relax )?\}\}\{(\d+)\}",
-    )
-    for box in re.finditer(r"(?:Overfull \\[hv]box \(|Float too large for page by )([\d.]+)pt(.*)", log):
+    found = []
+    for box in TOO_LARGE.finditer(log):
         if float(box[1]) <= OVERFULL_PT:
             continue
         if line := re.search(r"lines? (\d+)", box[2]):
             where = surrounding(tex, int(line[1]))
         else:
             page = re.search(r"\[(\d+)", log[box.end() :])
-            there = [c for c in re.findall(captions, aux) if page and c[3] == page[1]]
+            there = [caption for caption in CAPTION.findall(aux) if page and caption[3] == page[1]]
             where = "; ".join(f"{kind} {number}: {text}" for kind, number, text, _ in there) or "the text of a page"
         found.append(f"{where}: {box[1]} pt too {'wide' if 'too wide' in box[2] else 'high'} for its page")
     return found

@@ -79,10 +79,10 @@ class Pipeline:
         """Write outcomes, print verdicts, files and which of `jobs` failed in `seconds`; return the exit status."""
         outcome, folder, say = self.write().set_index("job"), OUTPUTS / self.study.study, self.console.print
         try:
-            say(verdicts(json.loads((folder / "results.json").read_text(encoding="utf-8"))))
+            say(verdict_table(json.loads((folder / "results.json").read_text(encoding="utf-8"))))
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, LookupError):
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):
             say(f"[red]{escape(str(folder / 'results.json'))} is damaged: --only report writes it again.[/]")
         for name in ("report.pdf", "report.html", export.MARKDOWN):
             if (folder / name).exists():
@@ -116,7 +116,7 @@ class Pipeline:
         return "missing", "", "" if found == "missing" else found
 
 
-def verdicts(results: dict) -> Table:
+def verdict_table(results: dict) -> Table:
     """Return the criteria of `results` as a table."""
     table = Table("", "verdict", "value", "why", title="Verdicts", title_justify="left")
     for name, found in results["criteria"].items():

@@ -9,6 +9,7 @@ from typing import Any
 from hybridlib.study.run import Run
 from hybridlib.study.schema import CHAPTERS, STAGES, Study
 
+PIPELINE = "HYBRIDLIB_PIPELINE"  # names the chapter that the pipeline executes; not set where one is run by hand
 MEASURING = ("functionality", "phases")  # their chapters compute on the device that training uses
 # Their chapters read the records of all runs.
 READERS = ("benchmark", "memory", "ablation", "stress", "speed", "research", "failures", "report")

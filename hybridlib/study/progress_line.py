@@ -66,11 +66,9 @@ def live_line(
 def progress_of(job: Job, label: str) -> Callable[[], str]:
     """Return what says how far `job`, which starts now, has come; `label` stands before its name."""
     started = time.time()
-
-    def said() -> str:
-        return how_far(job.run, started) if job.run else f"{time.time() - started:.0f} s"
-
-    return lambda: f"{label} {job.name}: {said()}"
+    if job.run:
+        return lambda: f"{label} {job.name}: {how_far(job.run, started)}"
+    return lambda: f"{label} {job.name}: {duration(time.time() - started)}"
 
 
 def how_far(run: Run, since: float) -> str:

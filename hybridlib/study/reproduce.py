@@ -95,9 +95,9 @@ def judged(study: Study, runs: list[Run], copies: list[Run], device: str, consol
     said = verdict(rows)
     facts = dict(study=study.study, made_at=provenance.now(), said=said, agree=agree(rows), runs=rows, speed=speeds)
     write_atomically(OUTPUTS / study.study / "reproduced" / "reproduced.json", json.dumps(facts, indent=1) + "\n")
-    console.print(shown(rows))
+    console.print(comparison_table(rows))
     for where, found in speeds.items():
-        console.print(in_words(where, found))
+        console.print(speed_in_words(where, found))
     console.print(f"[{'green' if agree(rows) else 'red'}]{said}[/]")
     return agree(rows)
 
@@ -178,7 +178,7 @@ def speed(baseline: RunFolder, hybrid: RunFolder) -> dict[str, float]:
     return dict(speedup=rates[1] / rates[0], time_to_target=times[0] / times[1], slowdown=max(paces))
 
 
-def in_words(where: str, found: dict[str, float]) -> str:
+def speed_in_words(where: str, found: dict[str, float]) -> str:
     """Say what `speed` has `found` in the runs made `where`."""
     reached = f"in 1/{found['time_to_target']:.2f} of the time" if found["time_to_target"] else "never"
     said = f"{where}: hybrid is {found['speedup']:.2f}× as fast, and reaches the baseline's final loss {reached}"
@@ -208,7 +208,7 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     return f"Reproduced: final held-out losses agree to {by} of them ({why})."
 
 
-def shown(rows: list[dict[str, Any]]) -> Table:
+def comparison_table(rows: list[dict[str, Any]]) -> Table:
     """Return the compared runs, the `rows`, as a table."""
     columns = ["run", "step losses", "held-out losses", "final loss", "weights", "recorded on", "here"]
     table = Table(*columns, title="Trained again: largest relative differences", title_justify="left")

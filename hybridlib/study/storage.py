@@ -38,7 +38,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         with writing(file):
             said = f"process {os.getpid()} {doing} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
             file.write_text(said, encoding="utf-8")
-        remove_parts(folder)
+            remove_parts(folder)
         yield
     finally:
         lock.release()
@@ -71,9 +71,11 @@ def is_at_work(process: int) -> bool:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace the file `path` by one with `content`: a reader, or a kill, finds the old or the new, never a part.
 
-    A missing folder is made, and text is written as UTF-8. Raise `StorageError`; the old content is still there then.
+    A missing folder is made. Text is written as UTF-8, what has no place there as JSON and Python escape it. Raise
+    `StorageError`; the old content is still there then.
     """
-    data, part = content.encode() if isinstance(content, str) else content, part_of(path)
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    part = part_of(path)
     with writing(path, len(data)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
