@@ -1,4 +1,4 @@
-"""Timing in turns: what is counted, in which order, that contenders do the same work, and that a slow minute cancels out."""
+"""Timing in turns: what is counted, that contenders do the same work, and that a slow minute cancels out."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from chapter import run_chapter
 
-from hybridlib.benchmark.contenders import HuggingFace, Hybrid, SameParts
+from hybridlib.benchmark.contenders import HuggingFace, Hybrid, SameParts, Workload
 from hybridlib.benchmark.machine import subnormal_slowdown, training_share
 from hybridlib.benchmark.measure import numbers, offload_share
 from hybridlib.benchmark.side_by_side import Spread, in_turns, ratio
@@ -35,23 +35,25 @@ def test_a_drift_of_the_machine_cancels_in_a_ratio_and_the_first_round_is_not_ke
 
 RUN = Run(
     study="tiny", arm="hybrid", data="markov", seed=5, steps=640, batch_size=4, seq_len=16, log_every=5, eval_every=8,
-    eval_batches=2, snapshot_every=12, threads=1, model=dict(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=48),
-    source=dict(kind="markov"), schedule=dict(warmup=4, full=4, predict=8, correct=4), predictor=dict(name="spectral"),
+    eval_batches=2, snapshot_every=12, threads=1, source=dict(kind="markov"),
+    model=dict(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=48),
+    schedule=dict(warmup=4, full=4, predict=8, correct=4), predictor=dict(name="spectral"),
 )  # fmt: skip
 PLAIN = RUN.model_copy(update=dict(arm="baseline", schedule=None, predictor=None))
 CPU = torch.device("cpu")
 SOURCE = open_source(RUN.source, RUN.model.vocab_size, RUN.batch_size, RUN.seq_len)
+WORK, PLAIN_WORK = (Workload(run, SOURCE, CPU) for run in (RUN, PLAIN))
 
 
 def test_what_is_timed_does_the_same_work() -> None:
-    loop, trainer = SameParts(PLAIN, SOURCE, CPU, 6), Hybrid(PLAIN, SOURCE, CPU, 6)
+    loop, trainer = SameParts(PLAIN_WORK, 6), Hybrid(PLAIN_WORK, 6)
     assert len(loop()) == len(trainer()) == 6
     for one, other in zip(loop.model.parameters(), trainer.trainer.objective.model.parameters()):
         assert torch.equal(one, other)
 
 
 def test_a_block_of_the_hybrid_is_whole_cycles_and_prices_its_predicted_steps() -> None:
-    hybrid = Hybrid(RUN, SOURCE, CPU, 16)
+    hybrid = Hybrid(WORK, 16)
     assert hybrid.nominal_steps == 2 * 16
     first, second = hybrid(), hybrid()
     assert len(first) == len(second) == 2 * 8, "Warmup stands in for a Correct in the first block"
@@ -60,7 +62,7 @@ def test_a_block_of_the_hybrid_is_whole_cycles_and_prices_its_predicted_steps() 
 
 
 def test_the_hugging_face_trainer_trains_on_the_same_rows() -> None:
-    contender = HuggingFace(PLAIN, SOURCE, CPU, 3)
+    contender = HuggingFace(PLAIN_WORK, 3)
     before = [w.clone() for w in contender.model.parameters()]
     assert len(contender()) == 3
     assert all(not torch.equal(a, b) for a, b in zip(before, contender.model.parameters()) if a.ndim == 2)
@@ -89,7 +91,7 @@ def test_a_summary_without_measurements_has_empty_cells_and_with_them_the_quarti
 
 
 def test_offloading_is_timed_with_the_state_at_home_and_leaves_it_as_it_was() -> None:
-    lean = Hybrid(RUN.model_copy(update=dict(memory="offload")), SOURCE, CPU, 8)
+    lean = Hybrid(Workload(RUN.model_copy(update=dict(memory="offload")), SOURCE, CPU), 8)
     lean()
     while lean.trainer.state.phase != "predict" or not lean.trainer.offload.away:
         lean._step()
