@@ -73,7 +73,7 @@ class BareLoop:
 
 
 class SameParts(BareLoop):
-    """The bare loop with the study's loss and optimizer, all that HybridTrainer adds left out: `steps` of `work` a block."""
+    """The bare loop with the study's loss and optimizer, without HybridTrainer: `steps` of `work` a block."""
 
     def __init__(self, work: Workload, steps: int) -> None:
         super().__init__(work, steps)
