@@ -6,15 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hybridlib.benchmark.contenders import (
-    BareLoop,
-    HuggingFace,
-    Hybrid,
-    SameParts,
-    Workload,
-    cycle_steps,
-    peaks_mb,
-)
+from hybridlib.benchmark.contenders import BareLoop, HuggingFace, Hybrid, SameParts, Workload, cycle_steps, peaks_mb
 from hybridlib.benchmark.machine import anatomy, gemm_flops_per_s, step_flops
 from hybridlib.benchmark.side_by_side import Spread, alone, in_turns, ratio, timed
 from hybridlib.study.run import Model, Run
@@ -92,18 +84,14 @@ RUNGS = ["baseline_bf16", "hybrid", "hybrid_bf16", "hybrid_accumulation", "hybri
 
 
 def climb(study: Study, device_choice: str, rounds: int, steps: int) -> pd.DataFrame:
-    """Return nominal steps a second over plain training's, with quartiles: columns `rung, speedup, low, high`.
+    """Return nominal steps a second over plain training's, with quartiles: columns `speedup, low, high, rung`.
 
     Arguments are as for `at_size` (`study`, `device_choice`, `rounds`, `steps`). Every rung has a process of its own,
     so that what one leaves in memory slows no other.
     """
-    rows = []
-    plain = study.run("baseline", "text", study.pilot_seeds[0])
-    for arm in RUNGS:
-        run = study.run(arm, "text", study.pilot_seeds[0])
-        spread = Spread.of(alone(_speedups, run, plain, device_choice, rounds, steps))
-        rows.append(dict(rung=arm, speedup=spread.median, low=spread.low, high=spread.high))
-    return pd.DataFrame(rows)
+    plain, *others = (study.run(arm, "text", study.pilot_seeds[0]) for arm in ("baseline", *RUNGS))
+    spreads = [Spread.of(alone(_speedups, run, plain, device_choice, rounds, steps)) for run in others]
+    return pd.DataFrame(spreads).rename(columns=dict(median="speedup")).assign(rung=RUNGS)
 
 
 def _speedups(run: Run, plain: Run, device_choice: str, rounds: int, steps: int) -> list[float]:
@@ -115,15 +103,8 @@ def _speedups(run: Run, plain: Run, device_choice: str, rounds: int, steps: int)
     return [a / b for a, b in zip(*(contender.nominal_s[1:] for contender in pair))]
 
 
-# From the study's own size to GPT-2 Small: (layers, heads, width, output rows)
-SIZES = [
-    (4, 4, 128, 1024),
-    (4, 4, 256, 1024),
-    (6, 6, 384, 1024),
-    (8, 8, 512, 1024),
-    (12, 12, 768, 1024),
-    (12, 12, 768, 50257),
-]
+# From the study's own size to GPT-2 Small: (layers = heads, width, output rows)
+SIZES = [(4, 128, 1024), (4, 256, 1024), (6, 384, 1024), (8, 512, 1024), (12, 768, 1024), (12, 768, 50257)]
 BATCHES = [1, 4, 16, 64]
 
 
@@ -134,8 +115,8 @@ def grow(study: Study, device_choice: str, steps: int = 4) -> pd.DataFrame:
     """
     run = study.run("baseline", "text", study.pilot_seeds[0])
     models = [
-        Model(n_layer=layers, n_head=heads, n_embd=width, block_size=512, vocab_size=rows)
-        for layers, heads, width, rows in SIZES
+        Model(n_layer=layers, n_head=layers, n_embd=width, block_size=512, vocab_size=rows)
+        for layers, width, rows in SIZES
     ]
     changes = [("parameters", dict(model=model)) for model in models]
     changes += [("tokens", dict(batch_size=size)) for size in BATCHES]
