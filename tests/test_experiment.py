@@ -11,7 +11,7 @@ from tiny import baseline, run, timeless
 
 from hybridlib.study import progress
 from hybridlib.study.records import RunFolder
-from hybridlib.training import experiment
+from hybridlib.training import checkpoint, experiment
 from hybridlib.training.experiment import train
 
 
@@ -65,6 +65,20 @@ def test_an_extension_made_later_is_the_one_made_at_once() -> None:
     assert progress.state(later) == "complete"
     for one, other in zip(timeless(progress.folder(at_once)), timeless(progress.folder(later))):
         pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+def test_a_checkpoint_of_another_form_is_not_gone_on_from() -> None:
+    hybrid = run(extend=2.0)
+    train(hybrid, "cpu")
+    whole = checkpoint.read(progress.checkpoint_path(hybrid))
+    del whole["state"]["average"]
+    checkpoint.write(part := progress.folder(hybrid) / "part", whole)  # what was read still maps the other file
+    for file in progress.folder(hybrid).glob("checkpoint*"):
+        file.unlink()
+    part.rename(progress.checkpoint_path(hybrid))
+    train(baseline(), "cpu")
+    assert progress.state(hybrid) == "extendable" and not train(hybrid, "cpu")["resumed"]
+    assert progress.state(hybrid) == "complete"
 
 
 def test_the_clock_leaves_out_the_first_steps_and_the_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:

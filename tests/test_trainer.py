@@ -15,10 +15,11 @@ from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.method.schedule import PhaseSchedule
 from hybridlib.study.run import Model, Source
-from hybridlib.training.checkpoint import Snapshots
+from hybridlib.training.checkpoint import Snapshots, copied
 from hybridlib.training.data import open_source
 from hybridlib.training.models import build, loss_fn
 from hybridlib.training.objective import Objective
+from hybridlib.training.optimizers import WeightAverage
 from hybridlib.training.trainer import HybridTrainer
 
 SIZES = Model(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=32)
@@ -93,6 +94,18 @@ def test_a_restored_trainer_goes_on_bitwise(predictor: str, schedule: PhaseSched
     snapshots.save(one.state_dict())
     other.load_state_dict(snapshots.load())
     assert go(one, 43) == go(other, 43) and torch.equal(flat(one), flat(other))
+
+
+def test_the_average_is_of_the_steps_since_a_jump_and_is_saved_with_the_rest() -> None:
+    one, other = (make(average=WeightAverage(3)) for _ in range(2))
+    go(one, 7)
+    assert one.average.taken == 7
+    go(one, 1)
+    assert one.average.taken == 0 and not one.average.mean, "a jump"
+    go(one, 7)
+    other.load_state_dict(copied(one.state_dict()))
+    assert go(one, 2) == go(other, 2) and one.average.taken == other.average.taken > 2
+    assert all(torch.equal(mean, other.average.mean[name]) for name, mean in one.average.mean.items())
 
 
 @pytest.mark.parametrize("schedule", [CYCLES, EDGES])

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,19 +12,17 @@ from hybridlib.training.corpus import load_corpus
 from hybridlib.training.models import Batch
 
 
-class DataSource:
+class DataSource(Protocol):
     """What training needs of a source: batches, the lowest loss possible, None if it is unknown, and a checksum."""
 
     sha256: str
-    floor_nats: float | None = None
+    floor_nats: float | None
 
     def batch(self, seed: int, step: int) -> Batch:
         """Return the batch of a run with `seed` at computed step `step`."""
-        raise NotImplementedError
 
     def held_out(self, index: int) -> Batch:
         """Return held-out batch `index`, the same for every run."""
-        return self.batch(HELD_OUT_SEED, index)
 
 
 def open_source(source: Source, vocab_size: int, batch_size: int, seq_len: int) -> DataSource:
@@ -44,7 +43,7 @@ def as_batch(tokens: np.ndarray) -> Batch:
     return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
 
-class Uniform(DataSource):
+class Uniform:
     """Independent tokens, uniform below `vocab_size`: no loss below its logarithm can be learned, so no arm can fail.
 
     Batches are (`batch_size`, `seq_len`).
@@ -58,8 +57,11 @@ class Uniform(DataSource):
     def batch(self, seed: int, step: int) -> Batch:
         return as_batch(np.random.default_rng([seed, step]).integers(self.vocab_size, size=self.shape))
 
+    def held_out(self, index: int) -> Batch:
+        return self.batch(HELD_OUT_SEED, index)
 
-class Markov(DataSource):
+
+class Markov:
     """A sparse first-order chain: each of `vocab_size` tokens has `successors`, drawn with Zipf weights 1/rank.
 
     Every token's successors have the same weights, so the entropy rate is the weights' entropy, whatever the stationary
@@ -83,6 +85,9 @@ class Markov(DataSource):
             tokens[t + 1] = self.successors[tokens[t], rank]
         return as_batch(tokens.T)
 
+    def held_out(self, index: int) -> Batch:
+        return self.batch(HELD_OUT_SEED, index)
+
 
 def distinct_rows(rng: np.random.Generator, vocab_size: int, successors: int) -> np.ndarray:
     """Return (`vocab_size`, `successors`) uniform tokens from `rng`, distinct within a row."""
@@ -92,11 +97,13 @@ def distinct_rows(rng: np.random.Generator, vocab_size: int, successors: int) ->
     return rows
 
 
-class Text(DataSource):
+class Text:
     """Windows, `batch_size` of `seq_len` tokens, at random places of the corpus that `source` and `vocab_size` give.
 
     Held-out windows come from text that training never sees.
     """
+
+    floor_nats = None
 
     def __init__(self, source: Source, vocab_size: int, batch_size: int, seq_len: int) -> None:
         self.corpus, self.batch_size, self.seq_len = load_corpus(source, vocab_size), batch_size, seq_len
