@@ -1,4 +1,4 @@
-"""The cache of corpora: damage is found and made good, a full disk is said, kills and first starts side by side leave it whole."""
+"""The cache of corpora: damage is found and repaired, a full disk is reported, kills do no harm."""
 
 import os
 import random

@@ -69,7 +69,14 @@ def test_held_out_text_is_never_trained_on() -> None:
     train, held_out = tokenise([(f"{c}.txt", c * 100) for c in letters], vocab=256, held_out_pct=20.0)
     assert not set(train) & set(held_out)
     assert len(train) + len(held_out) == 100 * len(letters)
-    assert 0.05 < len(held_out) / (100 * len(letters)) < 0.4
+    assert 100 <= len(held_out) < len(train)
+
+
+@pytest.mark.parametrize("pct", [5.0, 20.0, 60.0])
+def test_the_share_that_is_held_out_is_the_one_asked_for(pct: float) -> None:
+    texts = [(f"{i}.txt", f"text {i}") for i in range(4000)]
+    _, held_out = corpus.split(texts, pct)
+    assert len(held_out) / len(texts) == pytest.approx(pct / 100, abs=0.02)  # three standard deviations at most
 
 
 def test_the_tokenizer_gives_back_every_byte(text_folder: Path) -> None:

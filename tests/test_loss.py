@@ -22,7 +22,7 @@ def gradients(value: torch.Tensor, *of: torch.Tensor) -> list[torch.Tensor]:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 9), st.integers(2, 50), st.integers(1, 2000), st.integers(0, 99))
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 50), st.integers(1, 2000), st.integers(0, 99))
 def test_it_is_the_plain_loss_to_rounding(tokens: int, width: int, vocabulary: int, elements: int, seed: int) -> None:
     hidden, weight, targets = example(tokens, width, vocabulary, seed, torch.float64)
     plain = gradients(F.cross_entropy(hidden @ weight.T, targets), hidden, weight)

@@ -1,4 +1,4 @@
-"""Timing in turns: what is counted, in which order, that contenders do the same work, and that a slow minute cancels out."""
+"""Timing in turns: what is counted, that contenders do the same work, and that a slow minute cancels out."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from chapter import run_chapter
 
-from hybridlib.benchmark.contenders import HuggingFace, Hybrid, SameParts
+from hybridlib.benchmark import contenders, machine, measure
+from hybridlib.benchmark.contenders import HuggingFace, Hybrid, SameParts, Workload
 from hybridlib.benchmark.machine import subnormal_slowdown, training_share
 from hybridlib.benchmark.measure import numbers, offload_share
 from hybridlib.benchmark.side_by_side import Spread, in_turns, ratio
@@ -35,32 +36,39 @@ def test_a_drift_of_the_machine_cancels_in_a_ratio_and_the_first_round_is_not_ke
 
 RUN = Run(
     study="tiny", arm="hybrid", data="markov", seed=5, steps=640, batch_size=4, seq_len=16, log_every=5, eval_every=8,
-    eval_batches=2, snapshot_every=12, threads=1, model=dict(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=48),
-    source=dict(kind="markov"), schedule=dict(warmup=4, full=4, predict=8, correct=4), predictor=dict(name="spectral"),
+    eval_batches=2, snapshot_every=12, threads=1, source=dict(kind="markov"),
+    model=dict(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=48),
+    schedule=dict(warmup=4, full=4, predict=8, correct=4), predictor=dict(name="spectral"),
 )  # fmt: skip
 PLAIN = RUN.model_copy(update=dict(arm="baseline", schedule=None, predictor=None))
 CPU = torch.device("cpu")
 SOURCE = open_source(RUN.source, RUN.model.vocab_size, RUN.batch_size, RUN.seq_len)
+WORK, PLAIN_WORK = (Workload(run, SOURCE, CPU) for run in (RUN, PLAIN))
 
 
 def test_what_is_timed_does_the_same_work() -> None:
-    loop, trainer = SameParts(PLAIN, SOURCE, CPU, 6), Hybrid(PLAIN, SOURCE, CPU, 6)
+    loop, trainer = SameParts(PLAIN_WORK, 6), Hybrid(PLAIN_WORK, 6)
     assert len(loop()) == len(trainer()) == 6
     for one, other in zip(loop.model.parameters(), trainer.trainer.objective.model.parameters()):
         assert torch.equal(one, other)
 
 
-def test_a_block_of_the_hybrid_is_whole_cycles_and_prices_its_predicted_steps() -> None:
-    hybrid = Hybrid(RUN, SOURCE, CPU, 16)
+def test_a_block_of_the_hybrid_is_whole_cycles_and_prices_its_predicted_steps(monkeypatch) -> None:
+    hybrid = Hybrid(WORK, 16)
+    seconds = lambda work, device: (2.0 if hybrid.trainer.state.real else 0.5, work())[0]  # noqa: E731
+    monkeypatch.setattr(contenders, "timed", seconds)
     assert hybrid.nominal_steps == 2 * 16
     first, second = hybrid(), hybrid()
     assert len(first) == len(second) == 2 * 8, "Warmup stands in for a Correct in the first block"
-    assert len(hybrid.predicted) == len(hybrid.nominal_s) == 2 and hybrid.predicted[1] > 0
+    assert hybrid.predicted == [0.25, 0.25] and hybrid.nominal_s == [1.25, 1.25]
     assert len(hybrid.records.steps()) == 64
 
 
 def test_the_hugging_face_trainer_trains_on_the_same_rows() -> None:
-    contender = HuggingFace(PLAIN, SOURCE, CPU, 3)
+    contender = HuggingFace(PLAIN_WORK, 3)
+    rows = [contender.rows[i] for i in range(len(contender.rows))]
+    batches = torch.cat([SOURCE.batch(PLAIN.seed, step)[0] for step in range(4)])
+    assert all(torch.equal(torch.stack([row[key] for row in rows]), batches) for key in ("input_ids", "labels"))
     before = [w.clone() for w in contender.model.parameters()]
     assert len(contender()) == 3
     assert all(not torch.equal(a, b) for a, b in zip(before, contender.model.parameters()) if a.ndim == 2)
@@ -77,8 +85,17 @@ def test_the_share_of_training_is_steps_over_jobs(tmp_path: Path) -> None:
     assert training_share(tmp_path) == pytest.approx(0.4), "a run that the pipeline did not time adds no steps either"
 
 
-def test_a_product_with_subnormal_elements_is_timed_against_one_without() -> None:
-    assert 0.2 < subnormal_slowdown(CPU, side=64, every=8, repeats=3) < 1000
+def test_a_product_with_subnormal_elements_is_timed_against_one_without(monkeypatch) -> None:
+    shares = []
+
+    def seconds(work, device: torch.device) -> float:
+        (matrix,) = work.__defaults__
+        shares.append(float(((matrix != 0) & (matrix.abs() < torch.finfo(matrix.dtype).tiny)).double().mean()))
+        return 6.0 if shares[-1] else 2.0
+
+    assert subnormal_slowdown(CPU, side=64, every=8, repeats=3) > 0
+    monkeypatch.setattr(machine, "timed", seconds)
+    assert subnormal_slowdown(CPU, side=64, every=8, repeats=3) == 3.0 and shares == [1 / 8, 0.0] * 4
 
 
 def test_a_summary_without_measurements_has_empty_cells_and_with_them_the_quartiles(fake_study, monkeypatch) -> None:
@@ -88,10 +105,19 @@ def test_a_summary_without_measurements_has_empty_cells_and_with_them_the_quarti
     assert frame.here["a real step of hybrid over a bare loop's with the same parts"] == "1.01 [1, 1.02]"
 
 
-def test_offloading_is_timed_with_the_state_at_home_and_leaves_it_as_it_was() -> None:
-    lean = Hybrid(RUN.model_copy(update=dict(memory="offload")), SOURCE, CPU, 8)
+def test_offloading_is_timed_with_the_state_at_home_and_leaves_it_as_it_was(monkeypatch) -> None:
+    lean = Hybrid(Workload(RUN.model_copy(update=dict(memory="offload")), SOURCE, CPU), 8)
     lean()
     while lean.trainer.state.phase != "predict" or not lean.trainer.offload.away:
         lean._step()
-    assert offload_share(lean).low > 0
+    away = []
+
+    def seconds(work, device: torch.device) -> float:
+        away.append(bool(lean.trainer.offload.away))
+        work()
+        return 1.0
+
+    monkeypatch.setattr(measure, "timed", seconds)
+    lean.nominal_s = [0.25]  # so a cycle of 16 takes 4 s
+    assert offload_share(lean) == Spread(0.5, 0.5, 0.5) and away == [False, True] * 3
     assert all(state["exp_avg"].numel() for state in lean.trainer.optimizer.state.values())

@@ -131,7 +131,10 @@ def test_a_name_that_is_not_utf_8_can_be_used_and_printed(folder: Path) -> None:
     (folder / name).write_text(prose(0))
     assert read_texts([folder]) == [(name, prose(0))]
     (folder / name).write_bytes(b"\xff")
-    work = "from hybridlib.training.text_files import *; import sys\ntry: read_texts([Path(sys.argv[1])])\nexcept CorpusError as e: print(e)"
+    work = (
+        "from hybridlib.training.text_files import *; import sys\n"
+        "try: read_texts([Path(sys.argv[1])])\nexcept CorpusError as e: print(e)"
+    )
     for mode in ({}, dict(PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")):
         plain = os.environ | mode | dict(LC_ALL="C")
         said = subprocess.run([sys.executable, "-c", work, folder], env=plain, capture_output=True, cwd=ROOT)

@@ -15,14 +15,16 @@ from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.method.schedule import PhaseSchedule
 from hybridlib.study.run import Model, Source
-from hybridlib.training.checkpoint import Snapshots
+from hybridlib.training.checkpoint import Snapshots, copied
 from hybridlib.training.data import open_source
 from hybridlib.training.models import build, loss_fn
 from hybridlib.training.objective import Objective
+from hybridlib.training.optimizers import WeightAverage
 from hybridlib.training.trainer import HybridTrainer
 
 SIZES = Model(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=32)
 CYCLES = PhaseSchedule(warmup=3, full=4, predict=5, correct=2, total=60)
+EDGES = PhaseSchedule(warmup=0, full=4, predict=5, correct=0, total=60)  # no Warmup, and no Correct after a jump
 PLAIN = PhaseSchedule(warmup=3, full=10, predict=0, correct=0, total=60)
 DATA = open_source(Source(kind="markov"), 32, 8, 8)
 
@@ -74,18 +76,19 @@ def test_two_identical_runs_are_bitwise_identical() -> None:
     assert go(one, 60) == go(other, 60) and torch.equal(flat(one), flat(other))
 
 
-def test_offloading_changes_no_bit() -> None:
-    kept, away = make(), make(offload=True)
+@pytest.mark.parametrize("schedule", [CYCLES, EDGES])
+def test_offloading_changes_no_bit(schedule: PhaseSchedule) -> None:
+    kept, away = make(schedule), make(schedule, offload=True)
     assert go(kept, 60) == go(away, 60) and torch.equal(flat(kept), flat(away))
 
 
 @pytest.mark.parametrize("offload", [False, True])
-@pytest.mark.parametrize(
-    "steps", [2, 12, 13, 17]
-)  # in Warmup, between Predict and Correct, in Correct, in the second Full phase
+@pytest.mark.parametrize(  # in Warmup, between Predict and Correct, in Correct, in Full; without Warmup, after Predict
+    "schedule, steps", [(CYCLES, 2), (CYCLES, 12), (CYCLES, 13), (CYCLES, 17), (EDGES, 0), (EDGES, 9), (EDGES, 11)]
+)
 @pytest.mark.parametrize("predictor", ["spectral", "linear", "sham"])
-def test_a_restored_trainer_goes_on_bitwise(predictor: str, steps: int, offload: bool) -> None:
-    one, other = make(predictor=predictor, offload=offload), make(predictor=predictor, offload=offload)
+def test_a_restored_trainer_goes_on_bitwise(predictor: str, schedule: PhaseSchedule, steps: int, offload: bool) -> None:
+    one, other = (make(schedule, predictor, offload) for _ in range(2))
     go(one, steps)
     snapshots = Snapshots()
     snapshots.save(one.state_dict())
@@ -93,21 +96,36 @@ def test_a_restored_trainer_goes_on_bitwise(predictor: str, steps: int, offload:
     assert go(one, 43) == go(other, 43) and torch.equal(flat(one), flat(other))
 
 
-def test_hold_is_plain_training_on_fewer_steps() -> None:
+def test_the_average_is_of_the_steps_since_a_jump_and_is_saved_with_the_rest() -> None:
+    one, other = (make(average=WeightAverage(3)) for _ in range(2))
+    go(one, 7)
+    assert one.average.taken == 7
+    go(one, 1)
+    assert one.average.taken == 0 and not one.average.mean, "a jump"
+    go(one, 7)
+    other.load_state_dict(copied(one.state_dict()))
+    assert go(one, 2) == go(other, 2) and one.average.taken == other.average.taken > 2
+    assert all(torch.equal(mean, other.average.mean[name]) for name, mean in one.average.mean.items())
+
+
+@pytest.mark.parametrize("schedule", [CYCLES, EDGES])
+def test_hold_is_plain_training_on_fewer_steps(schedule: PhaseSchedule) -> None:
     """Skipping alone: the weights after r real steps are those of the plain loop after r."""
-    held, plain = make(predictor="hold"), make(PLAIN)
+    held, plain = make(schedule, "hold"), make(PLAIN)
     records = go(held, 60)
     go(plain, sum(record[2] for record in records))
     assert torch.equal(flat(held), flat(plain))
 
 
 def test_predicted_steps_compute_no_gradient_and_credit_no_tokens() -> None:
-    trainer = make()
+    trainer, jumps = make(), 0
     for record in go(trainer, 60):
         _step, phase, real, loss, grad_norm, _tokens, event = record
         assert real == (phase != "predict")
+        jumps += "jump" in event
         if not real:
             assert grad_norm is None and (loss is not None) == ("jump" in event)
+    assert jumps >= 4, "else little was predicted"
     assert trainer.tokens_trained == trainer.real_steps * 64
 
 

@@ -1,7 +1,7 @@
-"""Measures how fast this machine trains, and writes it down: `python -m hybridlib.benchmark`.
+"""Measure how fast this machine trains, and write it down: `python -m hybridlib.benchmark`.
 
-Wants the machine to itself. `outputs/<study>/results/speed.json` holds the ratios at the study's size and at GPT-2 Small's,
-the files `speed_*.csv` beside it what they are made of.
+It needs the machine to itself. `outputs/<study>/results/speed.json` gets the ratios at the study's size and at GPT-2
+Small's, the files `speed_*.csv` beside it what the ratios are made of.
 """
 
 import argparse
@@ -25,13 +25,12 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command with the arguments `argv`, by default the process's, and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m hybridlib.benchmark", description=__doc__.split("\n")[0])
     parser.add_argument("--study", default="cpu", metavar="NAME|FILE")
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda:N")
-    parser.add_argument(
-        "--larger", default="gpt2-small", metavar="NAME|FILE", help="a study whose size is measured as well"
-    )
-    parser.add_argument("--rounds", type=int, help="how often each contender has its turn")
+    parser.add_argument("--larger", default="gpt2-small", metavar="NAME|FILE", help="a study whose size to measure too")
+    parser.add_argument("--rounds", type=int, help="blocks of each contender")
     args = parser.parse_args(argv)
     replace_unknown_characters()
     try:
@@ -57,7 +56,10 @@ def main(argv: list[str] | None = None) -> int:
 def keep(
     folder: Path, found: dict[str, Any], tables: dict[str, list], study: Study, parts: dict[str, pd.DataFrame]
 ) -> None:
-    """Writes what is known so far: a kill later on loses none of it."""
+    """Write `found` to speed.json in `folder`, and `tables`, with the `parts` of `study` added, to a file each.
+
+    Called after each measurement, so that a kill loses only the one under way.
+    """
     for name, table in parts.items():
         tables.setdefault(name, []).append(table.assign(study=study.study))
     write_atomically(folder / "speed.json", json.dumps(found, indent=1) + "\n")

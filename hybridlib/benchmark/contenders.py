@@ -3,6 +3,7 @@
 import statistics
 import tempfile
 import time
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
@@ -23,32 +24,43 @@ from hybridlib.training.models import Batch, build, loss_fn
 from hybridlib.training.optimizers import make_optimizer
 
 
-def opened(run: Run, device_choice: str) -> tuple[DataSource, torch.device]:
-    """The data and the device of a run."""
-    return open_source(run.source, run.model.vocab_size, run.batch_size, run.seq_len), pick_device(
-        device_choice, run.threads
-    )
+@dataclass(frozen=True)
+class Workload:
+    """What a contender trains: a `run` on batches of a `source`, on a `device`."""
 
+    run: Run
+    source: DataSource
+    device: torch.device
 
-def batch_of(run: Run, source: DataSource, device: torch.device, at: int) -> Batch:
-    return tuple(part.to(device) for part in source.batch(run.seed, at))
+    @classmethod
+    def of(cls, run: Run, device_choice: str) -> "Workload":
+        """Open the data of `run`; `device_choice` is the name given to `pick_device`."""
+        source = open_source(run.source, run.model.vocab_size, run.batch_size, run.seq_len)
+        return cls(run, source, pick_device(device_choice, run.threads))
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of computed step `step`, on the device."""
+        return tuple(part.to(self.device) for part in self.source.batch(self.run.seed, step))
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of the run's precision."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.precision == "bf16")
 
 
 class BareLoop:
-    """Plain training as anyone would write it: the model's own logits, PyTorch's loss, Adam as it comes."""
+    """Plain training of `work` as anyone would write it, with PyTorch's loss and Adam: `steps` a block."""
 
-    def __init__(self, run: Run, source: DataSource, device: torch.device, steps: int) -> None:
-        self.run, self.source, self.device, self.steps = run, source, device, steps
-        self.model = build(run.model, run.seed).to(device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=run.optimizer.lr)
-        self.at = count()
+    def __init__(self, work: Workload, steps: int) -> None:
+        self.work, self.steps, self.at = work, steps, count()
+        self.model = build(work.run.model, work.run.seed).to(work.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=work.run.optimizer.lr)
 
     def __call__(self) -> list[float]:
-        return [timed(self._step, self.device) for _ in range(self.steps)]
+        return [timed(self._step, self.work.device) for _ in range(self.steps)]
 
     def _step(self) -> None:
-        batch = batch_of(self.run, self.source, self.device, next(self.at))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.run.precision == "bf16"):
+        batch = self.work.batch(next(self.at))
+        with self.work.autocast():
             loss = self._loss(batch)
         loss.backward()
         self.optimizer.step()
@@ -61,123 +73,126 @@ class BareLoop:
 
 
 class SameParts(BareLoop):
-    """The same loop with the study's loss and optimizer: what HybridTrainer adds to a step is measured against it."""
+    """The bare loop with the study's loss and optimizer, without HybridTrainer: `steps` of `work` a block."""
 
-    def __init__(self, run: Run, source: DataSource, device: torch.device, steps: int) -> None:
-        super().__init__(run, source, device, steps)
-        self.optimizer = make_optimizer(run.optimizer, self.model)
+    def __init__(self, work: Workload, steps: int) -> None:
+        super().__init__(work, steps)
+        self.optimizer = make_optimizer(work.run.optimizer, self.model)
 
     def _loss(self, batch: Batch) -> Tensor:
         return loss_fn(self.model, batch)
 
 
 class Hybrid:
-    """HybridTrainer on a run, with its records: the seconds of its real steps.
+    """HybridTrainer on `work`, with records. A block returns the seconds of its computed steps.
 
-    `predicted` has a row a block: the seconds beyond as many median real steps, over those of one, a predicted step. So the
-    return of what was offloaded, which the first real step after a jump waits for, counts as prediction's.
+    A block has `steps` computed steps; with a schedule, as many whole cycles as have about so many. `predicted` has a
+    row a block, the cost of a predicted step over that of a computed one: the seconds beyond as many median computed
+    steps, shared among the predicted ones. So it includes the return of what was offloaded, which delays the first
+    computed step after a jump.
     """
 
-    def __init__(self, run: Run, source: DataSource, device: torch.device, steps: int) -> None:
-        """`steps` real ones a block; with a schedule as many whole cycles as have about so many."""
-        self.run, self.source, self.device = run, source, device
-        cycle = run.schedule
+    def __init__(self, work: Workload, steps: int) -> None:
+        self.work, cycle = work, work.run.schedule
         cycles = max(1, round(steps / (cycle.full + cycle.correct))) if cycle else 0
-        self.nominal_steps = cycles * (cycle.full + cycle.predict + cycle.correct) if cycle else steps
-        self.trainer = make_trainer(run, device)
+        self.nominal_steps = cycles * cycle_steps(work.run) if cycle else steps
+        self.trainer = make_trainer(work.run, work.device)
         self.folder = tempfile.TemporaryDirectory()
         self.records = RunFolder(Path(self.folder.name))
-        self.nominal_s: list[float] = []  # a nominal step, a value a block
+        self.nominal_s: list[float] = []  # seconds of a nominal step, a value a block
         self.predicted: list[float] = []
 
     def __call__(self) -> list[float]:
         real, every = [], []
         for _ in range(self.nominal_steps):
             state = self.trainer.state
-            every.append(timed(self._step, self.device))
+            every.append(timed(self._step, self.work.device))
             real += every[-1:] if state.real else []
         self.records.flush()
         self.nominal_s.append(sum(every) / len(every))
         if predicted := len(every) - len(real):
-            median = statistics.median(real)
-            self.predicted.append((sum(every) / median - len(real)) / predicted)
+            self.predicted.append((sum(every) / statistics.median(real) - len(real)) / predicted)
         return real
 
     def _step(self) -> None:
-        batch = batch_of(self.run, self.source, self.device, self.trainer.real_steps)
-        self.records.add(self.trainer.step(batch))
+        self.records.add(self.trainer.step(self.work.batch(self.trainer.real_steps)))
+
+
+def cycle_steps(run: Run) -> int:
+    """Return the nominal steps of a cycle of `run`, which has a schedule."""
+    return run.schedule.full + run.schedule.predict + run.schedule.correct
 
 
 class HuggingFace:
-    """transformers' own Trainer on the same model, batches and precision, saving and logging nothing.
+    """transformers' own Trainer on the model, batches and precision of `work`, saving and logging nothing.
 
-    Times lie between the ends of steps, so the first of a block, which sets the Trainer up, is not in them.
+    A block has `steps` steps. Times lie between the ends of steps, so one more, which sets the Trainer up, is left out.
     """
 
-    def __init__(self, run: Run, source: DataSource, device: torch.device, steps: int) -> None:
-        self.run, self.source, self.steps = run, source, steps
+    def __init__(self, work: Workload, steps: int) -> None:
+        run, device = work.run, work.device
         self.model = build(run.model, run.seed).to(device)
+        self.rows = Rows(work, steps + 1)
         self.options = dict(
-            per_device_train_batch_size=run.batch_size, max_steps=steps + 1, learning_rate=run.optimizer.lr, save_strategy="no",
-            logging_strategy="no", report_to=[], disable_tqdm=True, lr_scheduler_type="constant", max_grad_norm=0.0,
-            bf16=run.precision == "bf16", use_cpu=device.type == "cpu", dataloader_num_workers=0, optim="adamw_torch",
-            dataloader_pin_memory=device.type == "cuda", weight_decay=0.0,
+            per_device_train_batch_size=run.batch_size, max_steps=steps + 1, learning_rate=run.optimizer.lr,
+            save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, lr_scheduler_type="constant",
+            max_grad_norm=0.0, bf16=run.precision == "bf16", use_cpu=device.type == "cpu", dataloader_num_workers=0,
+            optim="adamw_torch", dataloader_pin_memory=device.type == "cuda", weight_decay=0.0,
         )  # fmt: skip
 
     def __call__(self) -> list[float]:
         ends = StepEnds()
         with tempfile.TemporaryDirectory() as folder:
             options = TrainingArguments(output_dir=folder, **self.options)
-            trainer = Trainer(
-                self.model, options, train_dataset=Rows(self.run, self.source, self.steps + 1), callbacks=[ends]
-            )
+            trainer = Trainer(self.model, options, train_dataset=self.rows, callbacks=[ends])
             trainer.remove_callback(PrinterCallback)
             trainer.train()
         return [after - before for before, after in zip(ends.at_s, ends.at_s[1:])]
 
 
 class StepEnds(TrainerCallback):
+    """Notes the time at the end of each step, the device's outstanding work included."""
+
     def __init__(self) -> None:
         self.at_s: list[float] = []
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, *_args: object, **_kwargs: object) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.at_s.append(time.perf_counter())
 
 
 class Rows(Dataset):
-    """The source's batches row by row, as a Trainer wants them; it shifts the labels itself."""
+    """The rows of the first `steps` batches of `work`, as a Trainer wants them; it shifts the labels itself."""
 
-    def __init__(self, run: Run, source: DataSource, steps: int) -> None:
-        self.rows = [row for step in range(steps) for row in source.batch(run.seed, step)[0]]
+    def __init__(self, work: Workload, steps: int) -> None:
+        self.rows = [row for step in range(steps) for row in work.source.batch(work.run.seed, step)[0]]
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
         return dict(input_ids=self.rows[index], labels=self.rows[index])
 
 
-def peaks_mb(run: Run, device: str, cycles: int = 2) -> dict[str, float]:
-    """Peak memory in MB above the process's floor, by phase and as `run`, over Warmup and some cycles."""
+def peaks_mb(run: Run, device_choice: str, cycles: int = 2) -> dict[str, float]:
+    """Return the peak memory of `run` in MB above the process's floor, by phase and as `run`.
+
+    Over Warmup and `cycles` cycles, in a process of its own, on the device that `device_choice` names.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        return alone(_peaks_mb, run, device, cycles, Path(folder) / "checkpoint.safetensors")
+        return alone(_peaks_mb, run, device_choice, cycles, Path(folder) / "checkpoint.safetensors")
 
 
 def _peaks_mb(run: Run, device_choice: str, cycles: int, checkpoint: Path) -> dict[str, float]:
-    source, device = opened(run, device_choice)
-    warm_up_kernels(run, device)
+    work = Workload.of(run, device_choice)
+    warm_up_kernels(run, work.device)
     give_back()
-    meter = Meter(device)
-    snapshots = CheckpointFile(
-        checkpoint, dict, {}, run.snapshot_every
-    )  # one in memory would count as the trainer's own
-    trainer = make_trainer(run, device, meter=meter, snapshots=snapshots)
-    cycle = run.schedule
-    steps = cycle.warmup + cycles * (cycle.full + cycle.predict + cycle.correct) if cycle else 20
+    meter = Meter(work.device)
+    snapshots = CheckpointFile(checkpoint, dict, {})  # one in memory would count as the trainer's own
+    trainer = make_trainer(run, work.device, meter=meter, snapshots=snapshots)
     found: dict[str, float] = {}
-    for _ in range(steps):
-        record = trainer.step(batch_of(run, source, device, trainer.real_steps))
+    for _ in range(run.schedule.warmup + cycles * cycle_steps(run) if run.schedule else 20):
+        record = trainer.step(work.batch(trainer.real_steps))
         found[record.phase] = max(found.get(record.phase, 0.0), record.peak_mb)
     return found | {"run": max(found.values())}

@@ -10,33 +10,34 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hybridlib.benchmark.contenders import batch_of, opened
-from hybridlib.benchmark.side_by_side import timed
+from hybridlib.benchmark.contenders import Workload
+from hybridlib.benchmark.side_by_side import median_s, timed
 from hybridlib.study import provenance
 from hybridlib.study.parameters import OUTPUTS
 from hybridlib.study.run import Run
 from hybridlib.study.schema import Study
-from hybridlib.training.assemble import device_name
-from hybridlib.training.data import DataSource
+from hybridlib.training.assemble import device_name, pick_device
 from hybridlib.training.models import build, flops_per_token, linear_cross_entropy
+from hybridlib.training.objective import norm_of_gradients
 from hybridlib.training.optimizers import make_optimizer
 
 SIDE = 4096  # of the matrices of the large product
 COPIED = 1 << 28  # bytes of the copy, larger than any cache but the last
+REPEATS = 5  # of each measurement, whose median counts
 
 
-def gemm_flops_per_s(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
-    """Floating-point operations a second of a large matrix product, the median of some."""
+def gemm_flops_per_s(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the floating-point operations a second of a large matrix product of `dtype` on `device`."""
     a, b = (torch.randn(SIDE, SIDE, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    seconds = [timed(lambda: torch.mm(a, b, out=out), device) for _ in range(repeats + 1)][1:]
-    return 2 * SIDE**3 / float(np.median(seconds))
+    return 2 * SIDE**3 / median_s(lambda: torch.mm(a, b, out=out), device, REPEATS)
 
 
-def subnormal_slowdown(device: torch.device, side: int = 1024, every: int = 64, repeats: int = 5) -> float:
-    """How many times as long a product takes if one element in `every` is subnormal, medians in turns.
+def subnormal_slowdown(device: torch.device, side: int = 1024, every: int = 64, repeats: int = REPEATS) -> float:
+    """Return how many times as long a product of `side` rows takes on `device` if one element in `every` is subnormal.
 
-    Gradients underflow late in training: where this is far above 1, a run's steps slow down by their own numbers.
+    The ratio of the medians of `repeats` turns. Gradients underflow late in training: where the ratio is far above 1, a
+    run's own numbers slow its steps down.
     """
     plain, other = (torch.randn(side, side, device=device) for _ in range(2))
     tiny = plain.clone()
@@ -48,18 +49,20 @@ def subnormal_slowdown(device: torch.device, side: int = 1024, every: int = 64, 
     return float(slow / fast)
 
 
-def copy_bytes_per_s(device: torch.device, repeats: int = 5) -> float:
-    """Bytes a second that a copy reads and writes, the median of some."""
+def copy_bytes_per_s(device: torch.device) -> float:
+    """Return the bytes a second that a copy on `device` reads and writes."""
     source = torch.ones(COPIED // 4, device=device)
     target = torch.empty_like(source)
-    seconds = [timed(lambda: target.copy_(source), device) for _ in range(repeats + 1)][1:]
-    return 2 * COPIED / float(np.median(seconds))
+    return 2 * COPIED / median_s(lambda: target.copy_(source), device, REPEATS)
 
 
 def facts(study: Study, device_choice: str) -> dict[str, Any]:
-    """What this machine can do at best, which machine and code it was, and what a study's time there went into."""
+    """Return what this machine can do at best, what it and the code are, and how much of `study`'s time was training.
+
+    `device_choice` is the name given to `pick_device`.
+    """
     run = study.run("baseline", "text", study.pilot_seeds[0])
-    _, device = opened(run, device_choice)
+    device = pick_device(device_choice, run.threads)
     return dict(
         gemm_fp32_flops_per_s=gemm_flops_per_s(device, torch.float32),
         gemm_bf16_flops_per_s=gemm_flops_per_s(device, torch.bfloat16),
@@ -74,28 +77,28 @@ def facts(study: Study, device_choice: str) -> dict[str, Any]:
 
 
 def step_flops(run: Run) -> int:
-    """Floating-point operations of one real step, forward and backward."""
+    """Return the floating-point operations of one computed step of `run`, forward and backward."""
     return flops_per_token(run.model, run.seq_len) * run.batch_size * run.seq_len
 
 
-def anatomy(run: Run, source: DataSource, device: torch.device, steps: int) -> pd.DataFrame:
-    """Columns `part, seconds`: the median of each part of plain training's step."""
-    model = build(run.model, run.seed).to(device)
-    optimizer = make_optimizer(run.optimizer, model)
+def anatomy(work: Workload, steps: int) -> pd.DataFrame:
+    """Return the parts of plain training's step on `work`, columns `part, seconds`: medians over `steps` steps."""
+    model = build(work.run.model, work.run.seed).to(work.device)
+    optimizer = make_optimizer(work.run.optimizer, model)
     parts: dict[str, list[float]] = {}
 
     @contextmanager
     def clock(part: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if work.device.type == "cuda":
+            torch.cuda.synchronize(work.device)
         parts.setdefault(part, []).append(time.perf_counter() - started)
 
     for at in range(steps + 1):
         with clock("batch"):
-            tokens, targets = batch_of(run, source, device, at)
-        with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+            tokens, targets = work.batch(at)
+        with work.autocast():
             with clock("forward"):
                 hidden = model.transformer(input_ids=tokens).last_hidden_state
             with clock("output head and loss, both ways"):
@@ -103,7 +106,7 @@ def anatomy(run: Run, source: DataSource, device: torch.device, steps: int) -> p
         with clock("backward"):
             loss.backward()
         with clock("gradient norm"):
-            float(torch.nn.utils.get_total_norm([w.grad for w in model.parameters() if w.grad is not None]))
+            norm_of_gradients(list(model.named_parameters()))
         with clock("optimizer"):
             optimizer.step()
             optimizer.zero_grad()
@@ -111,9 +114,9 @@ def anatomy(run: Run, source: DataSource, device: torch.device, steps: int) -> p
 
 
 def training_share(study_folder: Path) -> float | None:
-    """Seconds inside steps over the seconds of all jobs, chapters and report included; None before a study has run.
+    """Return the seconds inside steps over those of all jobs under `study_folder`, chapters and report included.
 
-    Runs that the pipeline did not time are left out of both.
+    Runs that the pipeline did not time are left out of both; None before a study has run.
     """
     try:
         jobs = pd.read_csv(study_folder / "results" / "pipeline.csv").set_index("job")

@@ -1,4 +1,4 @@
-"""Contenders in turns, each for a while and then again, so that a slow minute of the machine cancels out; memory alone."""
+"""Contenders timed in turns, so that a slow minute of the machine cancels out; work in a process of its own."""
 
 import multiprocessing
 import random
@@ -16,7 +16,7 @@ Block = Callable[[], list[float]]  # does the work some times over, and returns 
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call, the device's outstanding work included."""
+    """Return the seconds of a call of `work`, with the outstanding work of `device`."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started_s = time.perf_counter()
@@ -26,24 +26,31 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started_s
 
 
+def median_s(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Return the median seconds of `repeats` calls of `work` on `device`, after one that is not counted."""
+    return float(np.median([timed(work, device) for _ in range(repeats + 1)][1:]))
+
+
 @dataclass(frozen=True)
 class Spread:
-    """A median with the quartiles around it."""
+    """A `median` with the quartiles around it, `low` and `high`."""
 
     median: float
     low: float
     high: float
 
     @classmethod
-    def of(cls, values: "pd.Series[float]") -> "Spread":
+    def of(cls, values: "pd.Series[float] | list[float]") -> "Spread":
+        """Return the spread of `values`, at least one."""
         low, median, high = np.percentile(values, [25, 50, 75])
         return cls(float(median), float(low), float(high))
 
 
 def in_turns(contenders: Mapping[str, Block], rounds: int, seed: int = 0) -> pd.DataFrame:
-    """Columns `round, contender, seconds`: the median of each block, every contender once a round, in a shuffled order.
+    """Return the median seconds of every block: columns `round, contender, seconds`.
 
-    One round more is run first, and not kept: it loads libraries and fills caches.
+    Each of `contenders` has one block a round, in an order shuffled by `seed`. Before the `rounds`, one more is run and
+    discarded: it loads libraries and fills caches.
     """
     rows, order, draw = [], list(contenders), random.Random(seed)
     for at in range(-1, rounds):
@@ -55,12 +62,12 @@ def in_turns(contenders: Mapping[str, Block], rounds: int, seed: int = 0) -> pd.
 
 
 def ratio(times: pd.DataFrame, of: str, to: str) -> Spread:
-    """One contender's time over another's, round by round. Raises `KeyError` for a contender that was not timed."""
+    """Return the time of contender `of` over that of `to`, round by round, from `times` as `in_turns` returns them."""
     by_round = times.pivot(index="round", columns="contender", values="seconds")
     return Spread.of(by_round[of] / by_round[to])
 
 
 def alone(work: Callable[..., Any], *given: Any) -> Any:
-    """Does the work in a fresh process, and returns what it returns, or raises what it raises."""
+    """Return what `work` returns for the arguments `given`, or raise what it raises, in a fresh process."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *given).result()

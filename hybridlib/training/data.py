@@ -1,4 +1,4 @@
-"""Data sources: a batch is a pure function of (seed, real step), so no phase and no restart can change what is seen."""
+"""Data sources: a batch is a pure function of seed and computed step, so no restart changes what is seen."""
 
 import hashlib
 import math
@@ -13,17 +13,23 @@ from hybridlib.training.models import Batch
 
 
 class DataSource(Protocol):
-    """What training needs of a source. `floor_nats` is the lowest loss possible, None where it is not known."""
+    """What training needs of a source: batches, the lowest loss possible, None if it is unknown, and a checksum."""
 
     sha256: str
     floor_nats: float | None
 
-    def batch(self, seed: int, step: int) -> Batch: ...
-    def held_out(self, index: int) -> Batch: ...
+    def batch(self, seed: int, step: int) -> Batch:
+        """Return the batch of a run with `seed` at computed step `step`."""
+
+    def held_out(self, index: int) -> Batch:
+        """Return held-out batch `index`, the same for every run."""
 
 
 def open_source(source: Source, vocab_size: int, batch_size: int, seq_len: int) -> DataSource:
-    """The source with batches of (batch_size, seq_len). Raises `CorpusError` for text that can't be used."""
+    """Return what `source` describes, with tokens below `vocab_size`, in batches of (`batch_size`, `seq_len`).
+
+    Raises `CorpusError` for text that cannot be used.
+    """
     if source.kind == "uniform":
         return Uniform(vocab_size, batch_size, seq_len)
     if source.kind == "markov":
@@ -32,13 +38,16 @@ def open_source(source: Source, vocab_size: int, batch_size: int, seq_len: int) 
 
 
 def as_batch(tokens: np.ndarray) -> Batch:
-    """(batch, seq + 1) tokens -> inputs and the targets that follow them."""
+    """Return inputs and the targets that follow them, (batch, seq) int64 each, from (batch, seq + 1) `tokens`."""
     both = torch.from_numpy(tokens.astype(np.int64))
     return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
 
 class Uniform:
-    """Independent uniform tokens: nothing can be learned below ln V, so no arm can fail here."""
+    """Independent tokens, uniform below `vocab_size`: no loss below its logarithm can be learned, so no arm can fail.
+
+    Batches are (`batch_size`, `seq_len`).
+    """
 
     def __init__(self, vocab_size: int, batch_size: int, seq_len: int) -> None:
         self.vocab_size, self.shape = vocab_size, (batch_size, seq_len + 1)
@@ -53,10 +62,10 @@ class Uniform:
 
 
 class Markov:
-    """A sparse first-order chain: each token has a few successors, drawn with Zipf weights 1/rank.
+    """A sparse first-order chain: each of `vocab_size` tokens has `successors`, drawn with Zipf weights 1/rank.
 
-    Every token's successors carry the same weights, so the entropy rate is the weights' entropy, whatever the
-    stationary distribution is.
+    Every token's successors have the same weights, so the entropy rate is the weights' entropy, whatever the stationary
+    distribution is. Batches are (`batch_size`, `seq_len`).
     """
 
     def __init__(self, vocab_size: int, successors: int, batch_size: int, seq_len: int) -> None:
@@ -81,7 +90,7 @@ class Markov:
 
 
 def distinct_rows(rng: np.random.Generator, vocab_size: int, successors: int) -> np.ndarray:
-    """(vocab, successors) uniform tokens, distinct within a row: rows that repeat one are drawn again."""
+    """Return (`vocab_size`, `successors`) uniform tokens from `rng`, distinct within a row."""
     rows = rng.integers(vocab_size, size=(vocab_size, successors))
     while (again := (np.diff(np.sort(rows, axis=1)) == 0).any(axis=1)).any():
         rows[again] = rng.integers(vocab_size, size=(int(again.sum()), successors))
@@ -89,21 +98,23 @@ def distinct_rows(rng: np.random.Generator, vocab_size: int, successors: int) ->
 
 
 class Text:
-    """Windows at random places of a tokenised corpus; held-out windows come from text that training never sees."""
+    """Windows, `batch_size` of `seq_len` tokens, at random places of the corpus that `source` and `vocab_size` give.
+
+    Held-out windows come from text that training never sees.
+    """
 
     floor_nats = None
 
     def __init__(self, source: Source, vocab_size: int, batch_size: int, seq_len: int) -> None:
-        corpus = load_corpus(source, vocab_size)
-        self.train_tokens, self.held_out_tokens, self.sha256 = corpus.train, corpus.held_out, corpus.sha256
-        self.batch_size, self.seq_len = batch_size, seq_len
-        corpus.require(seq_len + 1)
+        self.corpus, self.batch_size, self.seq_len = load_corpus(source, vocab_size), batch_size, seq_len
+        self.corpus.require(seq_len + 1)
+        self.sha256 = self.corpus.sha256
 
     def batch(self, seed: int, step: int) -> Batch:
-        return self._windows(self.train_tokens, seed, step)
+        return self._windows(self.corpus.train, seed, step)
 
     def held_out(self, index: int) -> Batch:
-        return self._windows(self.held_out_tokens, HELD_OUT_SEED, index)
+        return self._windows(self.corpus.held_out, HELD_OUT_SEED, index)
 
     def _windows(self, tokens: np.ndarray, seed: int, step: int) -> Batch:
         starts = np.random.default_rng([seed, step]).integers(len(tokens) - self.seq_len, size=self.batch_size)

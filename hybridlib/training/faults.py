@@ -1,7 +1,7 @@
-"""Faults put in on purpose, to see them detected and recovered from. A run has one only where its arm asks for it.
+"""Faults injected on purpose, to test that they are detected and recovered from. Only an arm that asks gets one.
 
-A fault wraps what it spoils, the objective, the predictor or the learning rate, and strikes at one nominal step, whether
-the run was resumed or not; at all others what it wraps is as it was.
+A fault wraps what it spoils: the objective, the predictor or the learning rate. It strikes at one nominal step, in a
+resumed run too; at all others what it wraps behaves as before.
 """
 
 import math
@@ -18,14 +18,10 @@ from hybridlib.training.trainer import HybridTrainer
 
 
 class SpoiltObjective(Objective):
-    """An objective whose gradients, batch or memory are spoilt while `strikes()` is true.
+    """The `objective`, with gradients, batch or memory spoilt while `strikes()` is true.
 
-    Args:
-        objective: the sound one.
-        strikes: whether this is the step.
-        gradient: what every gradient is multiplied by.
-        batch: what is trained on instead of a batch.
-        memory: the share of a batch that memory suffices for.
+    Gradients are multiplied by `gradient`, `batch` returns what is trained on instead of a batch, and `memory` is the
+    share of a batch that memory suffices for.
     """
 
     def __init__(
@@ -53,13 +49,7 @@ class SpoiltObjective(Objective):
 
 
 class WildPredictor(Predictor, by_name=False):
-    """A predictor that jumps `factor` times as far while `strikes()` is true.
-
-    Args:
-        predictor: the sound one.
-        strikes: whether this is the step.
-        factor: above 1.
-    """
+    """The `predictor`, jumping `factor` times as far while `strikes()` is true; `factor` is above 1."""
 
     def __init__(self, predictor: Predictor, strikes: Callable[[], bool], factor: float) -> None:
         self.predictor, self.strikes, self.factor = predictor, strikes, factor
@@ -75,7 +65,7 @@ class WildPredictor(Predictor, by_name=False):
 
 
 def noise(batch: Any) -> Any:
-    """Return tokens and targets that are noise, as from a broken file."""
+    """Return a batch of the form of `batch` whose tokens are noise, as from a broken file."""
     generator, last = torch.Generator().manual_seed(0), int(max(part.max() for part in tensors_of(batch)))
 
     def random_like(part: Tensor) -> Tensor:
@@ -85,7 +75,7 @@ def noise(batch: Any) -> Any:
 
 
 def install(fault: Fault, trainer: HybridTrainer) -> None:
-    """Put a fault into a trainer, to strike at its step."""
+    """Put `fault` into `trainer`, to strike at the step that it names."""
 
     def strikes() -> bool:
         return trainer.state.step == fault.step

@@ -1,4 +1,4 @@
-"""What a step minimizes: the loss of a batch and its gradients, micro-batch by micro-batch, in the precision asked for."""
+"""What a step minimizes: the loss of a batch, computed with its gradients in micro-batches and in a given precision."""
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -15,16 +15,12 @@ PROBE_PARTS = 4  # a probe looks for a catastrophe, for which a quarter of the b
 
 
 class Objective:
-    """A model's loss on a batch.
+    """The loss of `model`, any module, on a batch.
 
-    Args:
-        model: any module.
-        loss_fn: takes the model and a batch; returns the mean loss over the batch, a scalar, in nats for a language model.
-        accumulation: micro-batches that make up a batch, at least 1.
-        precision: "fp32", or "bf16" for automatic mixed precision.
-
-    A batch is a tensor, or a mapping or sequence of them, nested too, the batch on their first axis; what is no tensor, or
-    has another length than the first of them, goes to every micro-batch as it is.
+    `loss_fn` takes the model and a batch and returns the mean loss over the batch, a scalar, in nats for a language
+    model. A batch is computed in `accumulation` (at least 1) micro-batches, in `precision` "fp32", or "bf16" for
+    automatic mixed precision. It is a tensor, or a mapping or sequence of tensors, nested too, with the examples on the
+    first axis; what is no tensor, or has another length than the first one, goes to every micro-batch unchanged.
     """
 
     def __init__(
@@ -40,25 +36,18 @@ class Objective:
 
     @property
     def buffers(self) -> Weights:
-        """The model's buffers that training changes: those in its state dictionary, as they are now."""
+        """Return the model's buffers that are in its state dictionary, as they are now: those that training changes."""
         return [(name, buffer) for name, buffer in self.model.named_buffers() if name in self._kept]
 
     def backward(self, batch: Any) -> float:
-        """Return the mean loss over the batch, and add its gradients to those of the parameters."""
+        """Return the mean loss over `batch`, and add its gradients to those of the parameters."""
         return self._loss(batch, gradients=True)
 
     def backward_within_memory(self, batch: Any, zero_grad: Callable[[], None]) -> tuple[float, int]:
-        """Do as `backward` does; where memory runs out, again in micro-batches of half the size, and so from then on.
+        """Do as `backward` on `batch`; if memory runs out, halve the micro-batch, from then on, and try again.
 
-        Args:
-            batch: as for `backward`.
-            zero_grad: frees what gradients there are.
-
-        Returns:
-            The loss, and how many times the micro-batch was halved.
-
-        Raises:
-            torch.OutOfMemoryError: where memory does not suffice for a micro-batch of one.
+        Return the loss and the number of halvings. `zero_grad` frees the gradients of a failed try. Raises
+        `torch.OutOfMemoryError` if memory does not suffice for a micro-batch of one.
         """
         halved = 0
         while True:
@@ -75,7 +64,7 @@ class Objective:
             halved += 1
 
     def probe(self, batch: Any) -> float:
-        """Return the mean loss over a part of the batch, and change nothing: no gradient, buffer or random state."""
+        """Return the mean loss over a part of `batch`, without a change of gradients, buffers or random state."""
         size, devices = size_of(batch), [self.device] if self.device.type == "cuda" else []
         part = -(-size // PROBE_PARTS)
         with torch.random.fork_rng(devices), self.buffers_kept():
@@ -83,7 +72,7 @@ class Objective:
 
     @contextmanager
     def buffers_kept(self) -> Iterator[None]:
-        """Put the buffers back, at the end of the block, to what they were at its start."""
+        """Restore the buffers, at the end of the block, to what they were at its start."""
         before = [buffer.clone() for _, buffer in self.buffers]
         try:
             yield
@@ -91,19 +80,19 @@ class Objective:
             self.set_buffers(before)
 
     def set_buffers(self, values: list[Tensor]) -> None:
-        """Copy one value into each buffer, in the order of `buffers`."""
+        """Copy `values` into the buffers, one each, in the order of `buffers`."""
         for (_, buffer), value in zip(self.buffers, values, strict=True):
             buffer.copy_(value)
 
     def weights(self, held: Weights) -> Weights:
-        """Return the named parameters that an optimizer holds, and those that the model has besides."""
+        """Return `held`, the named parameters that an optimizer holds, and those that the model has besides."""
         moved, names = {weight for _, weight in held}, {name for name, _ in held}
         others = [(name, weight) for name, weight in self.model.named_parameters() if weight not in moved]
         return [*held, *((f".{name}" if name in names else name, weight) for name, weight in others)]
 
     @torch.no_grad()
     def put(self, state: dict[str, Any], held: Weights) -> None:
-        """Copy the `weights` and `buffers` of a state to where they belong; `held` as for `weights`."""
+        """Copy the `weights` and `buffers` of `state` into the model; `held` is as for `weights`."""
         for name, weight in self.weights(held):
             weight.copy_(state["weights"][name])
         self.set_buffers(list(state["buffers"].values()))
@@ -121,7 +110,7 @@ class Objective:
 
 
 def tensors_of(batch: Any) -> Iterator[Tensor]:
-    """Yield every tensor in a batch, in order."""
+    """Yield every tensor in `batch`, in order."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, (Mapping, list, tuple)):
@@ -130,7 +119,7 @@ def tensors_of(batch: Any) -> Iterator[Tensor]:
 
 
 def first_tensor(batch: Any) -> Tensor:
-    """Return the first tensor of a batch that has an axis; raise `ValueError` where there is none."""
+    """Return the first tensor of `batch` that has an axis. Raises `ValueError` if there is none."""
     for tensor in tensors_of(batch):
         if tensor.ndim:
             return tensor
@@ -138,12 +127,12 @@ def first_tensor(batch: Any) -> Tensor:
 
 
 def size_of(batch: Any) -> int:
-    """Return how many examples a batch has: the length of its first tensor."""
+    """Return the number of examples in `batch`: the length of its first tensor."""
     return len(first_tensor(batch))
 
 
 def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a batch of the same form, each tensor replaced by what `change` makes of it."""
+    """Return a batch of the form of `batch`, each tensor replaced by what `change` returns for it."""
     if isinstance(batch, Tensor):
         return change(batch)
     if isinstance(batch, Mapping):
@@ -159,7 +148,7 @@ def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def split(batch: Any, parts: int) -> list[Any]:
-    """Return a batch in at most `parts` micro-batches, as even as chunks are."""
+    """Return `batch` as at most `parts` micro-batches, as even as `torch.chunk` makes them."""
     sizes = [len(chunk) for chunk in first_tensor(batch).chunk(parts)]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     whole = lambda t: t.ndim == 0 or len(t) != ends[-1]  # noqa: E731
@@ -167,6 +156,6 @@ def split(batch: Any, parts: int) -> list[Any]:
 
 
 def norm_of_gradients(weights: Weights) -> float:
-    """Return the global 2-norm of the gradients that there are."""
+    """Return the global 2-norm of the gradients that `weights` have."""
     gradients = [weight.grad for _, weight in weights if weight.grad is not None]
     return float(torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients]))

@@ -22,6 +22,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
         self._share()
 
     def step(self, closure: Any = None) -> Any:
+        """Take a step of each part, after `closure`, which computes the gradients; return what it returns."""
         if closure is not None:
             with torch.enable_grad():
                 closure = closure()

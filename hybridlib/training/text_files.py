@@ -1,4 +1,4 @@
-"""Text from files and folders as users have them: each is read once as UTF-8, or refused by name, or said to be left out."""
+"""Text from the files and folders of users: each file is read once as UTF-8, refused by name, or named as left out."""
 
 import codecs
 import hashlib
@@ -13,23 +13,22 @@ from pathlib import Path
 
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
 SKIPPED = ("__pycache__", "site-packages", "dist-packages")
-Notes = dict[str, list[str]]  # what a user may want to know, and the files that it is true of
+Notes = dict[str, list[str]]  # remarks for the user, each with the files that it holds for
 
 
 class CorpusError(ValueError):
-    """Text that can't be used: names the file and what would be right."""
+    """Text cannot be used; the message names the file and says what would be right."""
 
 
 def read_texts(
     paths: list[Path], max_mb: float | None = None, say: Callable[[str], None] = lambda doing: None
 ) -> list[tuple[str, str]]:
-    """(name, text) of every file, in an order that depends on names alone, up to `max_mb` of them.
+    """Return (name, text) of every file below `paths`, in an order that depends on names alone, up to `max_mb` MB.
 
-    The file that reaches `max_mb` is cut there if it goes beyond by more than a tenth. A file that several paths or links
-    lead to is read once. A byte order mark is not text.
-
-    Without paths: the standard library's source, where the few files that are deliberately not UTF-8 are left out.
-    Raises `CorpusError` for a path that is missing, unreadable, empty or not UTF-8 text.
+    The file that reaches `max_mb` is cut there if it goes beyond by more than a tenth. A file that several paths or
+    links lead to is read once. A byte order mark is not text. `say` gets the progress. Without paths, the text is the
+    standard library's source, without the few files that are deliberately not UTF-8. Raises `CorpusError` for a path
+    that is missing, unreadable, empty or not UTF-8 text.
     """
     own, notes = bool(paths), defaultdict(list)
     files = [file for base in paths or [STANDARD_LIBRARY] for file in files_below(os.fspath(base), own, notes)]
@@ -66,9 +65,10 @@ def read_texts(
 
 
 def files_below(base: str, own: bool, notes: Notes) -> list[tuple[str, str]]:
-    """(path, name) of the file itself, or of a folder's files; hidden ones, caches and installed packages left out.
+    """Return (path, name) of the file `base`, or of the files in the folder `base` and below.
 
-    Links to folders are followed where the files are a user's own, each folder once.
+    Hidden files, caches and installed packages are left out, and of the standard library (not `own`) all but Python
+    files. Links to folders are followed if the files are the user's `own`, each folder once. `notes` gets the rest.
     """
     try:
         with in_words(base):
@@ -84,7 +84,7 @@ def files_below(base: str, own: bool, notes: Notes) -> list[tuple[str, str]]:
         return [(base, os.path.basename(base))]
     files, folders, links, seen = [], [""], [], set()
     while folders or links:
-        under = folders.pop() if folders else links.pop(0)  # links last: a folder's own name comes before others for it
+        under = folders.pop() if folders else links.pop(0)  # links last: a folder's own name has precedence
         folder = os.path.join(base, under)
         with in_words(folder):
             about = os.stat(folder)
@@ -112,6 +112,7 @@ def files_below(base: str, own: bool, notes: Notes) -> list[tuple[str, str]]:
 
 
 def decode_standard(data: bytes, whole: bool) -> str | None:
+    """Return the text of `data`, None if it is not UTF-8; if not `whole`, a character that is cut in two is dropped."""
     try:
         return codecs.utf_8_decode(data, "strict", whole)[0]
     except UnicodeDecodeError:
@@ -119,7 +120,10 @@ def decode_standard(data: bytes, whole: bool) -> str | None:
 
 
 def decode_own(path: str, data: bytes, whole: bool) -> str:
-    """The text of a user's file; a character that `max_mb` cuts in two is left out. Raises `CorpusError`."""
+    """Return the text of `data`, which a user's file `path` holds; if not `whole`, a character cut in two is dropped.
+
+    Raises `CorpusError`.
+    """
     start = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
     try:
         text = codecs.utf_8_decode(memoryview(data)[start:], "strict", whole)[0]
@@ -136,7 +140,7 @@ def decode_own(path: str, data: bytes, whole: bool) -> str:
 
 
 def _seems(data: bytes) -> str:
-    """What a file that is not UTF-8 may be, as far as its bytes show it."""
+    """Return what a file that is not UTF-8 seems to be, judged by its bytes."""
     start = data[:4096]
     if start.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "; it seems to be UTF-32"
@@ -175,17 +179,17 @@ def _require_file(path: str, mode: int) -> None:
 
 
 def _leads_back(link: str, folder: str) -> bool:
-    """Whether a link's target holds the folder that the link is in, so that following it would have no end."""
+    """Return whether a link's target holds the folder that the link is in, so that following it would not end."""
     return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(link))
 
 
 def _at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO that took a file's place would wait for ever
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a FIFO that took a file's place would block
 
 
 @contextmanager
 def in_words(path: str) -> Iterator[None]:
-    """Turns what the system says of a file that can't be read into a `CorpusError` that names it."""
+    """Turn the system's error for a file that cannot be read into a `CorpusError` that names `path`."""
     try:
         yield
     except MemoryError:
@@ -197,7 +201,7 @@ def in_words(path: str) -> Iterator[None]:
 
 
 def shown(path: str | Path) -> str:
-    """A path that prints anywhere: what is no character, or moves a cursor, as an escape."""
+    """Return `path` as text that prints anywhere: what is no character, or moves a cursor, becomes an escape."""
 
     def one(c: str) -> str:
         return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else ascii(c)[1:-1]
@@ -206,4 +210,5 @@ def shown(path: str | Path) -> str:
 
 
 def digest(name: str) -> str:
+    """Return the SHA-256 of `name`, which need not be UTF-8."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,4 +1,4 @@
-"""A byte-level BPE, its use on any amount of text, in time and memory that grow in step with it, and a cache of the tokens."""
+"""A byte-level BPE, trained and used in time and memory linear in the text, and a cache of the tokens."""
 
 import os
 import re
@@ -13,12 +13,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 from hybridlib.study.storage import writing
 
-# A text without spaces is one word to a tokenizer, and learning takes time quadratic in a word's length.
+# A text without spaces is one word to a tokenizer, and training takes time quadratic in a word's length.
 LONGEST_WORD = 256
-# Learning takes about 100 bytes of memory for each byte of a distinct word. Where words repeat, this is a lot of text (40 MB
-# of a dictionary hold 2.3 MB of distinct words); where they don't, as without spaces, it is a sample that takes a few seconds.
+# Training takes memory for each byte of a distinct word. Where words repeat, this many bytes are a lot of text; where
+# they do not, as without spaces, they are a sample that takes seconds.
 DISTINCT_BYTES = 5 << 19
-CHUNK, TOGETHER = 1 << 12, 1 << 16  # characters handed over at once, one by one and side by side
+CHUNK, TOGETHER = 1 << 12, 1 << 16  # characters of a text, and of all texts, that are handed over at once
 
 # Words as Radford et al. (2019) have them, which is what `pre_tokenizers.ByteLevel` uses, with a longest length.
 UP_TO = f"{{1,{LONGEST_WORD}}}"
@@ -30,9 +30,9 @@ BETWEEN_WORDS = re.compile(r"(?<=[^\W_])\W")
 
 
 def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
-    """A byte-level BPE of `vocab` entries, of which 256 are the bytes (Radford et al. 2019, section 2.2).
+    """Return a byte-level BPE of `vocab` entries, of which 256 are the bytes (Radford et al. 2019, section 2.2).
 
-    It learns from the texts in their order until it has met `DISTINCT_BYTES` of distinct words.
+    It is trained on `texts`, in their order, up to `DISTINCT_BYTES` of distinct words.
     """
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(WORD, "isolated")
@@ -49,7 +49,7 @@ def train_tokenizer(texts: Iterable[str], vocab: int) -> Tokenizer:
 def encode(
     tokenizer: Tokenizer, texts: list[str], dtype: type, done: Callable[[int], None] = lambda chars: None
 ) -> np.ndarray:
-    """The tokens of the texts, one after the other; `done` is told the number of characters so far."""
+    """Return the tokens of all `texts` by `tokenizer`, as a `dtype`; `done` gets the number of characters so far."""
     parts, chars = [np.empty(0, dtype)], 0
     for together in batches(chunk for text in texts for chunk in chunks(text)):
         parts += [np.array(encoding.ids, dtype) for encoding in tokenizer.encode_batch_fast(together)]
@@ -59,7 +59,7 @@ def encode(
 
 
 def chunks(text: str) -> Iterator[str]:
-    """A text in parts of about `CHUNK` characters, cut between words wherever there is such a place."""
+    """Yield `text` in parts of about `CHUNK` characters, cut between words wherever possible."""
     start = 0
     while len(text) - start > CHUNK:
         place = BETWEEN_WORDS.search(text, start + CHUNK, start + 2 * CHUNK)
@@ -70,7 +70,7 @@ def chunks(text: str) -> Iterator[str]:
 
 
 def batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The texts in lists of about `TOGETHER` characters each."""
+    """Yield `texts` in lists of about `TOGETHER` characters each."""
     batch: list[str] = []
     size = 0
     for text in texts:
@@ -84,28 +84,26 @@ def batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def enough(texts: Iterable[str]) -> Iterator[str]:
-    """The texts up to where their distinct words are `DISTINCT_BYTES` long together."""
+    """Yield `texts` until their distinct words are `DISTINCT_BYTES` long together."""
     words: set[str] = set()
     size = 0
     for text in texts:
         yield text
         new = set(NEARLY_WORD.findall(text)) - words
         words |= new
-        size += sum(map(learned_bytes, new))
+        size += sum(len(word) if word.isascii() else 2 * len(word.encode()) for word in new)  # as BPE writes bytes
         if size > DISTINCT_BYTES:
             return
-
-
-def learned_bytes(word: str) -> int:
-    """A word's length in bytes as the tokenizer writes them: those beyond ASCII take two."""
-    return len(word) if word.isascii() else 2 * len(word.encode())
 
 
 STALE_S = 3600.0  # nobody writes that long
 
 
 def load_cached(file: Path, key: str, checksum: Callable[..., str]) -> tuple[np.ndarray, np.ndarray, str] | None:
-    """The streams that were saved for the key and their checksum; None, in words where it is damage, where there are none."""
+    """Return the two token streams that `file` holds for `key`, and their checksum; None if there are none.
+
+    `checksum` computes it from the streams. Warns of damage.
+    """
     if not os.path.lexists(file):
         return None
     try:
@@ -121,7 +119,7 @@ def load_cached(file: Path, key: str, checksum: Callable[..., str]) -> tuple[np.
 
 
 def save_cached(file: Path, key: str, train: np.ndarray, held_out: np.ndarray, sha256: str) -> None:
-    """Writes the streams so that a reader, or a kill at any moment, finds all of them or none. Raises `StorageError`."""
+    """Write the streams `train` and `held_out`, `key` and `sha256` to `file`, atomically. Raises `StorageError`."""
     part = file.with_name(f"{file.stem}.{os.getpid()}-{time.monotonic_ns()}.part")
     with writing(file, train.nbytes + held_out.nbytes):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +137,7 @@ def save_cached(file: Path, key: str, train: np.ndarray, held_out: np.ndarray, s
 
 
 def remove_stale(folder: Path) -> None:
-    """Removes what killed processes left half written; a part that is young may be another process's, at work."""
+    """Delete from `folder` what killed processes left half written; a young part may belong to a process at work."""
     for part in [*folder.glob("*.part"), *folder.glob("*.part.npz")]:
         try:
             if time.time() - part.stat().st_mtime > STALE_S:

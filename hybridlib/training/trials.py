@@ -1,7 +1,6 @@
-"""Trains the trials of `params/research/<study>.yaml` that are not complete: `python -m hybridlib.training.trials`.
+"""Train the trials of `params/research/<study>.yaml` that are not complete: `python -m hybridlib.training.trials`.
 
-Trials run side by side, each on one thread, so that no core waits. What is compared is their loss; their times were taken
-beside one another.
+Trials run side by side, each on one thread, so that no core waits. Their losses can be compared, but not their times.
 """
 
 import argparse
@@ -22,12 +21,13 @@ from hybridlib.training.experiment import train
 
 
 def train_trial(run: Run, parent: int) -> None:
-    """Trains one trial, in a process of its own, which ends with the process that started it."""
+    """Train the trial `run` in this process, which ends with the process `parent` that started it."""
     if end_with(parent):
         train(run, "cpu")
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command with the arguments `argv`, by default the process's, and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m hybridlib.training.trials", description=__doc__)
     parser.add_argument("--study", default="cpu", metavar="NAME")
     parser.add_argument("--sweeps", nargs="+", default=[], metavar="SWEEP", help="these alone")
@@ -50,12 +50,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         print("\n".join(f"{run.study}: {run.id}" for run in todo))
         return 0
-    failed = train_side_by_side(todo, args.workers)
-    return 1 if failed else 0
+    return 1 if train_side_by_side(todo, args.workers) else 0
 
 
 def train_side_by_side(todo: list[Run], workers: int) -> int:
-    """Trains the runs, `workers` at a time, each in a fresh process; says which failed, and returns how many."""
+    """Train the runs `todo`, `workers` at a time, each in a fresh process. Print and count those that fail."""
     failed, context = 0, multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
         waiting = {pool.submit(train_trial, run, os.getpid()): run for run in todo}
