@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import run, timeless
 
-from hybridlib.analysis.stress import recovery_steps
+from hybridlib.analysis.series import recovery_steps
 from hybridlib.method.guards import DivergenceMonitor
 from hybridlib.method.schedule import Phase
 from hybridlib.study import progress
