@@ -1,7 +1,5 @@
 """What several chapters read out of `steps.csv`, and draw: phases on a line, smoothed curves, recovery from a fault."""
 
-import math
-
 import altair as alt
 import pandas as pd
 
@@ -26,7 +24,6 @@ LEVEL_STEPS = 50  # computed steps before a fault, whose mean loss is the level 
 AFTER_STEPS = 150  # nominal steps after a fault within which recovery is looked for
 EXPLODED, VANISHED = 10.0, 0.01  # times the baseline's median gradient norm
 _CLOSE = alt.Scale(zero=False)
-ANSWERS = "high|skipped|rollback|rejected"  # events by which training answers a fault
 
 
 def phase_segments(steps: pd.DataFrame) -> pd.DataFrame:
@@ -55,37 +52,18 @@ def smoothed(steps: pd.DataFrame, column: str, width: int, by: str = "mean") -> 
     return out.rename("value").reset_index()
 
 
-def around_fault(steps: pd.DataFrame, window: int = LEVEL_STEPS) -> pd.DataFrame:
-    """Return the computed steps of a run from `window` before its first fault to AFTER_STEPS after it.
+def around_fault(steps: pd.DataFrame) -> pd.DataFrame:
+    """Return the computed `steps` of a run from LEVEL_STEPS before its first fault to AFTER_STEPS after it.
 
-    `steps` are the run's. The columns are step, loss, event and level, the mean loss of the `window` computed steps
-    before the fault.
+    The columns are step, loss, event and level, the mean loss of the LEVEL_STEPS computed steps before the fault.
     """
     faults = steps[steps.event.str.contains("fault")]
     if faults.empty:
         return pd.DataFrame(columns=["step", "loss", "event", "level"])
     at = faults.step.iloc[0]
     real = steps[(steps.real == 1) & steps.loss.notna()]
-    level = real[real.step < at].loss.tail(window).mean()
-    near = real[real.step.between(at - window, at + AFTER_STEPS)]
-    return near[["step", "loss", "event"]].assign(level=level)
-
-
-def recovery_steps(steps: pd.DataFrame, answer: str = ANSWERS) -> tuple[float, float]:
-    """Return the computed steps of a run from its fault to the first `answer`, and the nominal steps until its loss
-    was back under the level before.
-
-    `steps` are those of a run with a fault; `answer` is a pattern of events. What did not happen is NaN.
-    """
-    near = around_fault(steps)
-    at = int(steps[steps.event.str.contains("fault")].step.iloc[0])
-    answers = steps[(steps.step >= at) & steps.event.str.contains(answer)].step
-    if answers.empty:
-        return math.nan, math.nan
-    answered = int(answers.iloc[0])
-    took = float(((steps.step > at) & (steps.step <= answered) & (steps.real == 1)).sum())
-    back = near[(near.step > answered) & (near.loss <= near.level.iloc[0])].step
-    return took, float(back.iloc[0]) - at if len(back) else math.nan
+    near = real[real.step.between(at - LEVEL_STEPS, at + AFTER_STEPS)]
+    return near[["step", "loss", "event"]].assign(level=real[real.step < at].loss.tail(LEVEL_STEPS).mean())
 
 
 @drawn

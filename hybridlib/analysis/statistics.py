@@ -4,14 +4,12 @@ The unit is a seed, never a step. An arm and the baseline share initial weights 
 are paired: ratios or differences, one a seed.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pingouin as pg
 from scipy import stats
-from scipy.integrate import IntegrationWarning
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.rates import confint_poisson
 from statsmodels.stats.weightstats import DescrStatsW
 
@@ -92,14 +90,7 @@ def _one_sided(differences: Sequence[float], null: float, alternative: str) -> f
     if np.ptp(x) == 0:
         beyond = x[0] < null if alternative == "less" else x[0] > null
         return 0.0 if beyond else 1.0
-    return _t_test_p(x, null, alternative=alternative)
-
-
-def _t_test_p(*samples, **settings) -> float:
-    """Return the p of pingouin's t-test. It also integrates a Bayes factor, unused here, which warns for tiny p."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", IntegrationWarning)
-        return float(pg.ttest(*samples, **settings)["p_val"].iloc[0])
+    return float(stats.ttest_1samp(x, null, alternative=alternative).pvalue)
 
 
 def welch_p(a: Sequence[float], b: Sequence[float]) -> float:
@@ -107,7 +98,7 @@ def welch_p(a: Sequence[float], b: Sequence[float]) -> float:
     a, b = np.asarray(a, float), np.asarray(b, float)
     if min(len(a), len(b)) < 2 or not np.isfinite([*a, *b]).all() or np.ptp(a) == np.ptp(b) == 0:
         return np.nan
-    return _t_test_p(a, b, correction=True)
+    return float(stats.ttest_ind(a, b, equal_var=False).pvalue)
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
@@ -115,5 +106,5 @@ def holm(p: Sequence[float]) -> np.ndarray:
     p = np.asarray(p, float)
     out, made = np.full(len(p), np.nan), np.isfinite(p)
     if made.any():
-        out[made] = pg.multicomp(p[made], method="holm")[1]
+        out[made] = multipletests(p[made], method="holm")[1]
     return out

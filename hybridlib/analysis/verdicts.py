@@ -1,7 +1,7 @@
 """The verdicts C1…C9, H1 and H2: PASS, FAIL or INCONCLUSIVE, from the records by the rules and by nothing else."""
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -16,8 +16,6 @@ from hybridlib.study.records import PHASES, RunFolder
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
 WORST_FIRST = (FAIL, INCONCLUSIVE, PASS)
 GRADES = {PASS: "met", FAIL: "missed"}
-PART_COLUMNS = ["criterion", "arm", "data", "metric", "label", "unit", *statistics.Effect._fields, "threshold"]
-PART_COLUMNS += ["acceptable", "stronger", "demand", "verdict", "grade", "why"]
 
 
 @dataclass(frozen=True)
@@ -61,17 +59,13 @@ class PartVerdict:
             return f"no complete pair with the baseline for seed {', '.join(map(str, lacking))}"
         return {0: "no run, two are needed", 1: "one seed, two are needed"}.get(len(values), "")
 
-    @property
-    def tested(self) -> bool:
-        return METRICS[self.part.metric].form in TESTED
-
     def row(self, criterion: str) -> dict[str, Any]:
-        """Return it as a row of PART_COLUMNS, a part of `criterion`."""
+        """Return it as a row of a table, a part of `criterion`."""
         part, metric = self.part, METRICS[self.part.metric]
-        of = dict(criterion=criterion, arm=part.arm, data=self.data, metric=part.metric)
-        of |= dict(label=metric.label, unit=metric.unit) | self.found._asdict()
-        asked = dict(threshold=part.threshold, acceptable=part.acceptable, stronger=part.exceeds, demand=part.demand)
-        return of | asked | dict(verdict=self.verdict, grade=self.grade, why=self.why)
+        of = dict(criterion=criterion, arm=part.arm, data=self.data, metric=part.metric, label=metric.label)
+        of |= dict(unit=metric.unit) | self.found._asdict() | dict(threshold=part.threshold)
+        of |= dict(acceptable=part.acceptable, stronger=part.exceeds, demand=part.demand)
+        return of | dict(verdict=self.verdict, grade=self.grade, why=self.why)
 
 
 def _said(part: r.Part, metric: Metric, found: statistics.Effect, values: pd.Series) -> str:
@@ -123,7 +117,8 @@ class CriterionVerdict:
         asked = all(is_strong for p, is_strong in zip(parts, strong) if p.part.exceeds is not None)
         exceeds = any(strong) and asked and all(p.verdict == PASS for p in parts)
         unit = f"{metric.unit} {metric.label}".strip() if len(parts) > 1 else metric.unit
-        largest = float(pd.Series([p.found.p for p in parts if p.tested], dtype=float).max(skipna=False))
+        p_values = [p.found.p for p in parts if METRICS[p.part.metric].form in TESTED]
+        largest = float(pd.Series(p_values, dtype=float).max(skipna=False))
         grade = "exceeds" if exceeds else first.grade.replace("exceeds", "met")
         return cls(first.verdict, grade, *first.found[:3], unit, largest, math.nan, " ".join(p.why for p in ranked))
 
@@ -139,18 +134,15 @@ class CriterionVerdict:
         return replace(self, p_holm=p_holm, why=why, **lost)
 
 
-VERDICT_COLUMNS = ["criterion", "about", *(field.name for field in fields(CriterionVerdict))]
-
-
 def judge_parts(records: Records, rules: r.Rules) -> pd.DataFrame:
-    """Return one row, PART_COLUMNS, for each part of a measured criterion of `rules`, judged on the `records`."""
+    """Return one row for each part of a measured criterion of `rules`, judged on the `records`."""
     measured = [(name, rule) for name, rule in rules.criteria.items() if isinstance(rule, r.MeasuredRule)]
     rows = [part.row(name) for name, rule in measured for part in _judged(rule.parts, records, rules)]
-    return pd.DataFrame(rows, columns=PART_COLUMNS).astype({"acceptable": float, "stronger": float})
+    return pd.DataFrame(rows).astype({"acceptable": float, "stronger": float})
 
 
 def judge_criteria(records: Records, rules: r.Rules) -> pd.DataFrame:
-    """Return one row, VERDICT_COLUMNS, for each criterion of `rules` that the study of the `records` has."""
+    """Return one row for each criterion of `rules` that the study of the `records` has."""
     counts = {r.TestsRule: _tests, r.PipelineRule: _pipeline, r.ScalesRule: _scales}
     criteria, judged = rules.of(records.study), {}
     for name, rule in criteria.items():
@@ -163,8 +155,9 @@ def judge_criteria(records: Records, rules: r.Rules) -> pd.DataFrame:
     for name, rule in criteria.items():
         if isinstance(rule, r.ControlsRule):
             judged[name] = _controls(records, rules, rule, judged[rule.of].verdict)
-    rows = [dict(criterion=name, about=rule.about) | asdict(judged[name]) for name, rule in criteria.items()]
-    return pd.DataFrame(rows, columns=VERDICT_COLUMNS)
+    return pd.DataFrame(
+        [dict(criterion=name, about=rule.about) | asdict(judged[name]) for name, rule in criteria.items()]
+    )
 
 
 def _judged(parts: list[r.Part], records: Records, rules: r.Rules) -> list[PartVerdict]:
@@ -202,11 +195,9 @@ def _scales(records: Records, rule: r.ScalesRule) -> CriterionVerdict:
     facts = [found for file in files if (found := RunFolder(file.parent).facts) and found["parameters"]["schedule"]]
     if not facts:
         return CriterionVerdict.counted(INCONCLUSIVE, math.nan, "runs", f"{rule.study} was not run here.")
-    good = sum(
-        math.isfinite(f["summary"]["held_out_loss"] or math.nan)
-        and all(f["summary"]["phase_share"].get(p) for p in PHASES)
-        for f in facts
-    )
+    losses = [found["summary"]["held_out_loss"] or math.nan for found in facts]
+    whole = [all(found["summary"]["phase_share"].get(phase) for phase in PHASES) for found in facts]
+    good = sum(math.isfinite(loss) and phases for loss, phases in zip(losses, whole))
     why = f"{good} of {len(facts)} runs of {rule.study} went through all phases with a finite loss."
     return CriterionVerdict.counted(PASS if good == len(facts) else FAIL, good, f"of {len(facts)} runs", why)
 

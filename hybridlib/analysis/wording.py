@@ -14,11 +14,11 @@ LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasci
 WIDE_CHARACTERS = 28  # a column with longer cells is set as a paragraph
 LINEWIDTHS_A_CHARACTER = 0.0105  # in a table's font, about
 LONG_LINES = 25  # a table of more lines breaks over pages
-# The macros that a long table needs: a box measures it, and font, gaps and paragraphs shrink to the text's width.
-SHRUNK = r"""\sbox0{%s}\ifdim1.02\wd0>\linewidth
-  \edef\size{\the\dimexpr\fontdimen6\font*\number\linewidth/\number\dimexpr1.02\wd0\relax\relax}%%
-  \tabcolsep=\dimexpr\tabcolsep*\number\linewidth/\number\dimexpr1.02\wd0\relax\relax
-  \linewidth=\dimexpr\linewidth*\number\linewidth/\number\dimexpr1.02\wd0\relax\relax
+# What a long table begins with: a box measures it, and font, gaps and paragraphs shrink to the text's width.
+SHRUNK = r"""\begingroup\small\def\LTcaptype{table}\sbox0{%s}\dimen0=1.02\wd0 \ifdim\dimen0>\linewidth
+  \edef\size{\the\dimexpr\fontdimen6\font*\number\linewidth/\number\dimen0\relax}%%
+  \tabcolsep=\dimexpr\tabcolsep*\number\linewidth/\number\dimen0\relax
+  \linewidth=\dimexpr\linewidth*\number\linewidth/\number\dimen0\relax
   \fontsize{\size}{1.2\dimexpr\size\relax}\selectfont\fi"""
 
 
@@ -59,7 +59,7 @@ def estimate(effect: Effect, unit: str) -> str:
     width = effect.high - effect.low
     if not (math.isfinite(width) and width > 0):
         return with_unit(effect.value, unit)
-    decimals = _sensible(effect.value, width / 2, 4)
+    decimals = sensible_decimals(effect.value, width / 2, 4)
     value, low, high = (fixed(x, decimals) for x in effect[:3])
     return f"{value}{_spaced(unit)} [{low}, {high}]"
 
@@ -74,23 +74,10 @@ def p_is(p: float) -> str:
     return f"p {p_value(p)}" if p < 1e-4 else f"p = {p_value(p)}"
 
 
-def _sensible(value: float, spread: float, most: int) -> int:
-    """Return the decimals that show two digits of the spread, and at most so many digits of the value."""
+def sensible_decimals(value: float, spread: float, most: int) -> int:
+    """Return the decimals that show two digits of the `spread`, and at `most` so many digits of the `value`."""
     two = 1 - math.floor(math.log10(spread) + 1e-9)
     return max(0, min(two, most - 1 - math.floor(math.log10(max(abs(value), 1.0)))))
-
-
-def mean_sd(values: Iterable[float]) -> str:
-    """Return mean and standard deviation of the `values` (n_seeds,), `4.08 ± 0.01`; one seed has no deviation."""
-    x = [float(v) for v in values if not math.isnan(v)]
-    if not x:
-        return "–"
-    mean = math.fsum(x) / len(x)
-    if len(x) < 2 or math.isinf(mean):
-        return number(mean, 4)
-    sd = math.sqrt(math.fsum((v - mean) ** 2 for v in x) / (len(x) - 1))
-    decimals = _sensible(mean, sd, 5) if sd else 0 if mean == round(mean) else 1
-    return f"{fixed(mean, decimals)} ± {fixed(sd, decimals)}"
 
 
 def listed(names: Iterable) -> str:
@@ -128,28 +115,18 @@ def latex_table(text: pd.DataFrame, caption: str) -> str:
     top = [r"\toprule", head, r"\midrule"]
     title = rf"\caption{{{escaped(caption)}}}"
 
-    def tabular(rows: list[str]) -> list[str]:
-        return [
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
+    def tabular(rows: list[str]) -> str:
+        return "\n".join([rf"\begin{{tabular}}{{{columns}}}", *top, *rows, r"\bottomrule", r"\end{tabular}"])
 
     a_line = {c: shares[c] / LINEWIDTHS_A_CHARACTER for c in wrapped}  # characters
     lines = sum(max([1, *(math.ceil(len(row[c]) / a_line[c]) for c in wrapped)]) for _, row in text.iterrows())
     if lines <= LONG_LINES:
         shrunk = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
-        table = [r"\begin{table}[H]", r"\centering\small", title, shrunk, *tabular(rows), r"}\end{table}"]
+        table = [r"\begin{table}[H]", r"\centering\small", title, shrunk, tabular(rows), r"}\end{table}"]
         return "\n".join(table)
-    longest = {at for c in text for at in text[c].str.len().nlargest(3, "all").index[:9]}
-    measured = SHRUNK % "\n".join(tabular([rows[at] for at in sorted(longest)]))
-    first = [title + r" \\", *top, r"\endfirsthead", *top, r"\endhead", r"\bottomrule", r"\endfoot"]
-    table = [r"\begingroup\small\def\LTcaptype{table}", measured]
-    table += [rf"\begin{{longtable}}{{{columns}}}", *first, *rows, r"\end{longtable}", r"\endgroup"]
+    longest = sorted({at for c in text for at in text[c].str.len().nlargest(3, "all").index[:9]})
+    table = [SHRUNK % tabular([rows[at] for at in longest]), rf"\begin{{longtable}}{{{columns}}}", title + r" \\", *top]
+    table += [r"\endfirsthead", *top, r"\endhead", r"\bottomrule", r"\endfoot", *rows, r"\end{longtable}", r"\endgroup"]
     return "\n".join(table)
 
 
