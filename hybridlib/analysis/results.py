@@ -19,7 +19,6 @@ from hybridlib.analysis.wording import estimate
 from hybridlib.study.parameters import OUTPUTS, PARAMS, ROOT
 from hybridlib.study.records import PHASES
 
-EVIDENCE_COLUMNS = ["test", "about", "passed", "evidence"]
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"  # around the README's figures
 
 
@@ -62,12 +61,9 @@ class Evidence:
         return pd.DataFrame(self.rows[-1:])
 
     def table(self) -> pd.DataFrame:
-        return evidence_table(pd.DataFrame(self.rows, columns=EVIDENCE_COLUMNS))
-
-
-def evidence_table(found: pd.DataFrame) -> pd.DataFrame:
-    """Return the test results `found` as a table, EVIDENCE_COLUMNS, with yes and NO for `passed`."""
-    return found[EVIDENCE_COLUMNS].assign(passed=found.passed.map({True: "yes", False: "NO"}))
+        """Return the results as a table, with yes and NO for what passed."""
+        found = pd.DataFrame(self.rows, columns=["test", "about", "passed", "evidence"])
+        return found.assign(passed=found.passed.map({True: "yes", False: "NO"}))
 
 
 def _arm_results(runs: pd.DataFrame, arm: str, data: str) -> dict[str, Any]:
