@@ -22,6 +22,18 @@ def cells(name: str, kind: str = "code") -> list[nbformat.NotebookNode]:
     return [cell for cell in nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4).cells if cell.cell_type == kind]
 
 
+def definitions(name: str, **given: Any) -> dict[str, Any]:
+    """Return the functions that a chapter defines, with its imports, its constants, and what is `given` around them."""
+    names = {"__name__": "__main__"} | given
+    for cell in cells(name):
+        tree = ast.parse(cell.source)
+        constant = lambda node: isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)  # noqa: E731
+        kept = (ast.FunctionDef, ast.Import, ast.ImportFrom)
+        tree.body = [node for node in tree.body if isinstance(node, kept) or constant(node)]
+        exec(compile(tree, name, "exec"), names)
+    return names | given
+
+
 @dataclass(frozen=True)
 class Executed:
     """What a chapter left: its names, what it displayed, and what it saved in its study's folder."""

@@ -104,14 +104,14 @@ class FakeStudy:
     """Writes runs: a real step takes 0.1 s, a predicted one 0.01 s, other arms than the baseline 1 % less per seed; the
     held-out loss falls by 0.02 nats a step that counts: every step, but only real ones for the controls."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **changes) -> None:
         self.outputs, self.file = folder / "outputs", folder / "fake.yaml"
-        self.file.write_text(yaml.safe_dump(STUDY))
+        self.file.write_text(yaml.safe_dump(STUDY | changes, sort_keys=False))
         self.name, self.study = str(self.file), load_study(str(self.file))
         self.folder = self.outputs / "fake"
 
-    def write(self, arm: str, seed: int, gap_nats: float = 0.0, **facts) -> None:
-        run = self.study.run(arm, "text", seed)
+    def write(self, arm: str, seed: int, gap_nats: float = 0.0, data: str = "", **facts) -> None:
+        run = self.study.run(arm, data or self.study.judged, seed)
         records = RunFolder(self.folder / "runs" / run.id)
         last = run.steps if arm in ("baseline", "hybrid", "memory_optimized") else int(run.extend * run.steps)
         spread, seconds, real_steps = 0.0 if arm == "baseline" else 0.01 * seed, 0.0, 0
@@ -143,14 +143,14 @@ class FakeStudy:
             if step % 20 == 0:
                 records.add(EvalRecord(step, real_steps, seconds, loss))
         records.flush()
-        names = dict(study="fake", arm=arm, role=run.role, data="text", seed=seed, last_step=last)
+        names = dict(study="fake", arm=arm, role=run.role, data=run.data, seed=seed, last_step=last)
         summary = summarise(records.steps(), records.evals(), run.steps, run.batch_size * run.seq_len)
         own = dict(parameters=run.model_dump(), summary=summary)
         records.finish(FACTS | names | own | facts)
 
     def rewrite(self, arm: str, seed: int, **changes) -> None:
         """Writes a run again, in place of the one that there is."""
-        for file in (self.folder / "runs" / f"{arm}-text-s{seed}").glob("*"):
+        for file in (self.folder / "runs" / f"{arm}-{self.study.judged}-s{seed}").glob("*"):
             file.unlink()
         self.write(arm, seed, **changes)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from chapter import definitions
 from tiny import baseline, run, timeless
 
-from hybridlib.analysis.stress import recovery_steps
 from hybridlib.method.guards import DivergenceMonitor
 from hybridlib.method.schedule import Phase
 from hybridlib.study import progress
@@ -58,7 +58,7 @@ def test_faults_are_detected_and_recovered_from(request, measured) -> None:
             hurt = faulty(kind, seed)
             train(hurt, "cpu")
             steps, at = RunFolder(progress.run_folder(hurt)).steps(), hurt.fault.step
-            detected, recovered = recovery_steps(steps)
+            detected, recovered = definitions("07_stress")["recovery_steps"](steps)
             rows.append(dict(kind=kind, seed=hurt.seed, step=at, detected_steps=detected, recovered_steps=recovered))
             near = steps[(steps.step - at).between(-60, 120)]
             traces.append(near[["step", "phase", "real", "loss", "event"]].assign(kind=kind, seed=hurt.seed, fault=at))

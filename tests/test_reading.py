@@ -196,8 +196,8 @@ def test_ladder_and_interactions_by_hand(tmp_path, monkeypatch) -> None:
     values = [effect.value for effect in found.names["interactions"].values()]
     assert values == pytest.approx([1.08 / 1.2, 1.0 / (1.08 * 0.9 * 0.95)])
     found = run_chapter("08_ablation", FakeStudy(tmp_path), monkeypatch, runs=runs[runs.arm == "baseline"])
-    assert found.shown["ablation"].frame.speedup.tolist() == ["–"] * 6
-    assert "Not run" in found.shown["interactions"].content
+    assert found.shown["ablation"].empty and found.shown["interactions"].empty
+    assert "Rungs that no pair of runs shows: AB-1 (prediction), AB-2 (mixed precision)" in found.said
 
 
 # --- reliability
@@ -205,8 +205,7 @@ def test_ladder_and_interactions_by_hand(tmp_path, monkeypatch) -> None:
 
 def test_what_was_not_measured_is_said_so(complete) -> None:
     shown = complete["07_stress"].shown
-    assert set(shown["reliability"].frame.measured) == {"not measured"}
-    assert all(shown[name].empty for name in ("faults", "faults_by_kind", "kills"))
+    assert all(shown[name].empty for name in ("reliability", "faults", "faults_by_kind", "kills"))
 
 
 def test_reliability_stands_beside_its_promises_and_the_worst_cases_are_shown(tmp_path, monkeypatch) -> None:
@@ -223,6 +222,7 @@ def test_reliability_stands_beside_its_promises_and_the_worst_cases_are_shown(tm
     kills.to_csv(results / "reliability_kills.csv", index=False)
     found = run_chapter("07_stress", fake, monkeypatch)
     rows = found.table("reliability", "what")
+    assert rows.measured["sound baselines watched"] == "not measured"
     assert rows.measured["random kills of a run"] == "100" and rows.promised["random kills of a run"] == "≥ 100"
     assert rows.measured["broken parameter files, notebooks and corpora"] == "10,000"
     by_kind, by_place = found.table("faults_by_kind", "fault"), found.table("kills", "killed in")
@@ -261,9 +261,8 @@ def test_power_of_a_source_is_that_hold_misses_there(report, tmp_path) -> None:
 
 def test_the_report_writes_its_results_for_programs(report) -> None:
     content = json.loads((report.folder / "results.json").read_text())
-    assert content == json.loads(json.dumps(report.names["results"])) and list(content["criteria"]) == list(
-        read_rules().criteria
-    )
+    assert content == json.loads(json.dumps(report.names["results"]))
+    assert list(content["criteria"]) == [name for name in read_rules().criteria if name != "C9"]
 
 
 def test_the_report_shows_every_part_and_says_what_no_chapter_made(report) -> None:

@@ -2,14 +2,14 @@
 
 import pytest
 
-from hybridlib.analysis.readme import BEGIN, END, block, committed, renewed
+from hybridlib.analysis.results import BEGIN, END, committed, readme_figures, renewed
 from hybridlib.study.parameters import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_its_figures_are_those_of_the_committed_results() -> None:
-    assert README.split(BEGIN)[1].split(END)[0].strip() == block(committed())
+    assert README.split(BEGIN)[1].split(END)[0].strip() == readme_figures(committed())
 
 
 def test_renewing_changes_the_block_alone() -> None:

@@ -14,7 +14,7 @@ from IPython.core.formatters import DisplayFormatter
 from nbconvert.utils import pandoc
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from hybridlib.analysis.show import PIPELINE, made, save_files
+from hybridlib.analysis.show import PIPELINE, Shown
 from hybridlib.study import export
 from hybridlib.study.export import without_empty
 
@@ -25,9 +25,9 @@ TITLE = "A report of 100 % & more"
 
 def shown(content: object, name: str, caption: str, folder: Path) -> nbformat.NotebookNode:
     """A cell of the report that shows what a chapter saved, with outputs as a kernel sends them."""
-    one = made(content, name, caption, "Read it so.", "06_benchmark")
-    save_files(one, folder / "shown", content)
-    formats = [DisplayFormatter().format(part) for part in (one.displayed, one.said(link=True))]
+    one = Shown.of(content, name, caption, "Read it so.", "06_benchmark")
+    one.save(folder / "shown", content)
+    formats = [DisplayFormatter().format(part) for part in (one.displayed, one.explained(link=True))]
     outputs = [new_output("display_data", data=data, metadata=metadata) for data, metadata in formats]
     return new_code_cell("hidden_code()", outputs=outputs)
 

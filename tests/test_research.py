@@ -6,9 +6,10 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from chapter import run_chapter
+from conftest import FakeStudy
 
 from hybridlib.analysis.load import read_records
-from hybridlib.analysis.research import COLUMNS, RATIOS, REFERENCE, Research, with_baselines
+from hybridlib.analysis.research import REFERENCE, TO_BASELINE, TRIAL_COLUMNS, Research, with_baselines
 from hybridlib.study.records import RunFolder
 
 
@@ -21,7 +22,7 @@ def curve(*losses: float) -> pd.DataFrame:
 def trial(
     sweep: str, name: str, loss: float, real_steps: int = 15, steps: int = 40, predictor: str | None = "spectral"
 ) -> dict:
-    row = dict.fromkeys(COLUMNS, 0.0) | dict.fromkeys(RATIOS, math.nan)  # unknown until there is a baseline
+    row = dict.fromkeys(TRIAL_COLUMNS, 0.0) | dict.fromkeys(TO_BASELINE, math.nan)  # unknown until there is a baseline
     named = dict(sweep=sweep, trial=name, about="", seed=1, predictor=predictor)
     return row | named | dict(steps=steps, real_steps=real_steps, held_out_loss=loss, speedup=2.0)
 
@@ -117,24 +118,28 @@ def test_ways_to_flatten_are_held_to_the_frozen_one_seed_by_seed(fake_study, mon
     baseline = trial("flattening", "baseline", 4.5, 60, steps=60, predictor=None)
     found = Research(pd.DataFrame([*rows, baseline]), [])
     nothing = replace(found, trials=found.trials.head(0))
-    table = run_chapter("10_research", fake_study, monkeypatch, found=found, lengths=nothing).shown["flattening"].frame
+    executed = run_chapter("10_research", fake_study, monkeypatch, found=found, pool=dict(fake=found, other=nothing))
+    table = executed.shown["flattening"].frame
     assert table["predictor-iterations"].tolist() == ["spectral-5", "polar-3"]
     assert table["against spectral-5 (%)"].tolist() == ["0, 0", "+12.5, −25"]
-    assert table["a predicted step, in real ones"].tolist() == ["0.100", "0.0500"]
+    assert table["a predicted step, in computed ones"].tolist() == ["0.100", "0.0500"]
 
 
-@pytest.mark.parametrize("steps", [1000, 40])
-def test_gains_by_size_are_of_like_runs_alone(fake_study, monkeypatch, steps) -> None:
-    alike = dict(steps=steps, tokens_a_step=64, tokenizer_vocab=512)
-    executed = (
-        run_chapter("10_research", fake_study, monkeypatch, alike=alike)
-        if steps == 40
-        else run_chapter("10_research", fake_study, monkeypatch)
-    )
+@pytest.mark.parametrize("read", [True, False])
+def test_gains_by_size_are_of_like_runs_of_the_studies_that_are_read(fake_study, tmp_path, monkeypatch, read) -> None:
+    larger = FakeStudy(tmp_path, study="gpt2-small", also_reads=["fake"])
+    larger.folder = larger.outputs / "gpt2-small"
+    for seed in (1, 2, 3):
+        for arm in ("baseline", "hybrid"):
+            larger.write(arm, seed, study="gpt2-small", model_parameters=9000)
+    fake_study = FakeStudy(tmp_path, also_reads=["gpt2-small"] if read else [])
+    executed = run_chapter("10_research", fake_study, monkeypatch)
     gains = executed.names["gains"]
-    if steps == 1000:
-        assert gains.empty and executed.shown["by_size"].empty
+    if not read:
+        assert gains.empty and executed.shown["by_size"].empty, "one size shows no growth"
         return
+    assert sorted(gains.parameters.unique()) == [1000, 9000]
+    gains = gains[gains.parameters == 1000]
     assert sorted(gains.seed.unique()) == [1, 2, 3] and set(gains.arm) == {"hybrid", "hold"}
     hybrid, plain = (
         RunFolder(fake_study.folder / "runs" / f"{arm}-text-s1").facts["summary"] for arm in ("hybrid", "baseline")

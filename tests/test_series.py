@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from chapter import definitions
 
 from hybridlib.analysis import load, series
 
@@ -31,7 +32,7 @@ def test_jumps_by_hand() -> None:
     steps = hand_run(
         "ffppccfppc", [5.0, 4.0, 6.0, None, 4.2, 3.8, 3.5, 9.0, None, 3.4], {3: "jump+checkpoint", 8: "rejected"}
     )
-    found = series.jumps(steps)
+    found = definitions("06_benchmark")["jumps"](steps)
     assert found.step.tolist() == [3, 8] and found.accepted.tolist() == [True, False]
     assert found.loss_before.tolist() == pytest.approx([4.5, (5.0 + 4.0 + 4.2 + 3.8 + 3.5) / 5])
     assert found.loss_after_jump.tolist() == [6.0, 9.0]
@@ -58,7 +59,7 @@ def test_phase_shares_sum_to_one(records) -> None:
 def test_gradient_health_counts_explosions_and_vanishing() -> None:
     norms = [1.0, 1.0, 1.0, 1.0, 11.0, 0.001, 1.0, 1.0]
     steps = pd.DataFrame({"data": "text", "arm": ["baseline"] * 4 + ["hybrid"] * 4, "real": 1, "grad_norm": norms})
-    row = series.gradient_health(steps).set_index("arm").loc["hybrid"]
+    row = definitions("06_benchmark")["gradient_health"](steps).set_index("arm").loc["hybrid"]
     assert (row.explosion_pct, row.vanishing_pct) == (25.0, 25.0)
 
 

@@ -7,10 +7,12 @@ import altair as alt
 import IPython.display
 import pandas as pd
 import pytest
+from chapter import definitions
 
 from hybridlib.analysis.results import Evidence, keep_frame
 from hybridlib.analysis.series import smoothed_lines
-from hybridlib.analysis.show import LATEX, PIPELINE, Displayed, Show, escaped, made, quoted
+from hybridlib.analysis.show import PIPELINE, Displayed, Show, Shown
+from hybridlib.analysis.wording import LATEX, escaped
 
 CAPTION = "Loss of memory_optimized, 5 % & more"
 FRAME = pd.DataFrame({"an arm": ["a_b", "c|d"], "share (%)": ["5 %", "<1"]})
@@ -82,7 +84,9 @@ def test_what_was_not_made_or_is_damaged_says_so_in_one_line(show, displayed, co
         show.folder.mkdir()
         (show.folder / "missing.json").write_text(content)
     show("missing")
-    assert [line.data.count("\n") for line in displayed] == [0] and "`missing` was not made" in displayed[0].data
+    text = displayed[0].bundle["text/markdown"]
+    assert len(displayed) == 1 and "`missing` was not made" in text and "\n" not in text
+    assert displayed[0].empty, "a report leaves it out"
 
 
 def test_by_hand_nothing_is_written_and_all_is_displayed(tmp_path, monkeypatch, displayed) -> None:
@@ -109,7 +113,7 @@ def test_a_figure_needs_to_be_read(show) -> None:
 
 
 def forms(frame: pd.DataFrame) -> Displayed:
-    return made(frame, "name", CAPTION, "", "").displayed
+    return Shown.of(frame, "name", CAPTION, "", "").displayed
 
 
 def test_a_table_is_escaped_in_every_format(show, tmp_path) -> None:
@@ -135,10 +139,11 @@ def test_a_table_without_rows_is_a_row_of_dashes_and_empty() -> None:
 def test_a_figure_of_no_records_is_empty_and_one_of_some_is_not() -> None:
     losses = pd.DataFrame({"arm": ["hold"], "data": "text", "seed": 1, "step": [1], "real": 1, "loss": [4.0]})
     shown = [
-        made(smoothed_lines(frame, "loss", "loss"), "loss", "Loss", "Read", "") for frame in (losses, losses.head(0))
+        Shown.of(smoothed_lines(frame, "loss", "loss"), "loss", "Loss", "Read", "")
+        for frame in (losses, losses.head(0))
     ]
     assert [one.empty for one in shown] == [False, True]
-    assert [one.said(link=True).empty for one in shown] == [False, True]
+    assert [one.explained(link=True).empty for one in shown] == [False, True]
     assert "no records to draw" in json.dumps(shown[1].content)
 
 
@@ -148,5 +153,5 @@ def test_every_special_character_is_escaped_once() -> None:
 
 
 def test_a_chapters_section_is_quoted_without_its_heading() -> None:
-    text = quoted("00_question", "Statistics").data
+    text = definitions("09_report")["quoted"]("00_question", "Statistics").data
     assert text.startswith("The unit is a seed") and "#" not in text

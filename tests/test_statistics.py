@@ -1,7 +1,10 @@
 """The statistics against closed forms, hand examples and their own definitions."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from chapter import definitions
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
@@ -80,19 +83,24 @@ def test_holm_by_hand() -> None:
     assert np.isnan(statistics.holm([np.nan])).all()
 
 
+CHAPTER = definitions("06_benchmark", rules=SimpleNamespace(alpha=0.05))
+
+
 def test_interquartile_mean_cuts_a_quarter_at_each_end() -> None:
-    assert statistics.interquartile_mean([[-100.0, 1.0], [3.0, 1000.0]]) == 2.0
+    assert CHAPTER["interquartile_mean"](np.array([[-100.0, 1.0], [3.0, 1000.0]])) == 2.0
+    values = np.random.default_rng(0).normal(size=(3, 3))
+    assert CHAPTER["interquartile_mean"](values) == pytest.approx(scipy_stats.trim_mean(values, 0.25, axis=None))
 
 
 def test_bootstrap_is_stratified_and_seeded() -> None:
-    values = np.array([[1.0, 10.0], [1.0, 30.0]])  # one task without spread, one with
-    low, high = statistics.stratified_bootstrap(values, np.mean, np.random.default_rng(1))
-    assert (low, high) == (5.5, 15.5)  # 10s or 30s only in the second task, never a 1 there
-    assert (low, high) == statistics.stratified_bootstrap(values, np.mean, np.random.default_rng(1))
+    values = np.array([[1.0, 10.0], [1.0, 30.0]])  # one source without spread, one with
+    low, high = CHAPTER["stratified_bootstrap"](values)
+    assert (low, high) == (5.5, 15.5)  # 10s or 30s only in the second source, never a 1 there
+    assert (low, high) == CHAPTER["stratified_bootstrap"](values)
 
 
 def test_power_and_detectable_agree() -> None:
-    least = statistics.detectable(sd=0.5, n_seeds=3)
-    assert statistics.power(least, 0.5, 3) == pytest.approx(0.8, abs=1e-3)
-    assert statistics.power(1.0, 0.5, 10) > statistics.power(1.0, 0.5, 3)
-    assert np.isnan(statistics.power(1.0, 0.0, 3)) and np.isnan(statistics.power(1.0, 0.5, 1))
+    power, detectable = CHAPTER["power"], CHAPTER["detectable"]
+    assert power(detectable(sd=0.5, n_seeds=3), 0.5, 3) == pytest.approx(0.8, abs=1e-3)
+    assert power(1.0, 0.5, 10) > power(1.0, 0.5, 3)
+    assert np.isnan(power(1.0, 0.0, 3)) and np.isnan(power(1.0, 0.5, 1))

@@ -1,11 +1,19 @@
 """The stress tests' rules on runs made by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pandas as pd
+import pytest
+from chapter import definitions, run_chapter
 
-from hybridlib.analysis import load, stress
-from hybridlib.analysis.results import Evidence
+from hybridlib.analysis.rules import read_rules
+
+
+def rule(name: str, hybrid_tokens_per_s: float = 100.0):
+    """Return a rule of the chapter, beside a hybrid of this throughput."""
+    hybrid = pd.DataFrame(dict(arm=["hybrid"], data=["text"], trained_tokens_per_s=[hybrid_tokens_per_s]))
+    return definitions("07_stress", asked=read_rules().stress, arm="hybrid", records=SimpleNamespace(runs=hybrid))[name]
 
 
 def stress_steps(losses, events) -> pd.DataFrame:
@@ -16,30 +24,41 @@ def stress_steps(losses, events) -> pd.DataFrame:
 
 
 def test_recovery_needs_a_prompt_rollback_and_the_level_before_the_fault() -> None:
+    recovery = rule("recovery")
     losses = [5.0] * 60 + [9.0] * 3 + [4.9] * 40
-    assert stress.recovery(stress_steps(losses, {60: "fault", 62: "rollback"}))[0]
-    assert not stress.recovery(stress_steps(losses, {60: "fault", 64: "rollback"}))[0]  # four real steps too late
-    assert not stress.recovery(stress_steps(losses[:63] + [5.1] * 40, {60: "fault", 62: "rollback"}))[0]
-    assert not stress.recovery(stress_steps(losses, {60: "fault"}))[0]
+    assert recovery(stress_steps(losses, {60: "fault", 62: "rollback"}))[0]
+    assert not recovery(stress_steps(losses, {60: "fault", 64: "rollback"}))[0]  # four real steps too late
+    assert not recovery(stress_steps(losses[:63] + [5.1] * 40, {60: "fault", 62: "rollback"}))[0]
+    assert not recovery(stress_steps(losses, {60: "fault"}))[0]
 
 
 def test_long_training_needs_stable_phases_and_no_rollback() -> None:
+    long_training = rule("long_training")
     evals = pd.DataFrame({"step": [50, 100], "held_out_loss": [5.0, 4.0]})
     steps = stress_steps([5.0] * 100, {})
-    assert stress.long_training(steps, evals)[0]
-    assert not stress.long_training(stress_steps([5.0] * 100, {70: "rollback"}), evals)[0]
-    assert not stress.long_training(steps, evals.assign(held_out_loss=[4.0, 5.0]))[0]
-    assert not stress.long_training(steps.assign(phase=["full"] * 50 + ["predict"] * 50), evals)[0]
+    assert long_training(steps, evals)[0]
+    assert not long_training(stress_steps([5.0] * 100, {70: "rollback"}), evals)[0]
+    assert not long_training(steps, evals.assign(held_out_loss=[4.0, 5.0]))[0]
+    assert not long_training(steps.assign(phase=["full"] * 50 + ["predict"] * 50), evals)[0]
 
 
-def test_finishing_needs_finite_losses_and_half_the_throughput() -> None:
-    assert stress.finishes(stress_steps([5.0] * 4, {}), 50.0, 100.0)[0]
-    assert not stress.finishes(stress_steps([5.0] * 4, {}), 49.0, 100.0)[0]
-    assert not stress.finishes(stress_steps([5.0, math.inf], {}), 50.0, 100.0)[0]
-    assert not stress.finishes(stress_steps([5.0] * 4, {}), 50.0, math.nan)[0]
+@pytest.mark.parametrize(
+    ("losses", "tokens_per_s", "hybrid_tokens_per_s", "passes"),
+    [
+        ([5.0] * 4, 50.0, 100.0, True),
+        ([5.0] * 4, 49.0, 100.0, False),
+        ([5.0, math.inf], 50.0, 100.0, False),
+        ([5.0] * 4, 50.0, math.nan, False),
+    ],
+)
+def test_finishing_needs_finite_losses_and_half_the_throughput(
+    losses: list[float], tokens_per_s: float, hybrid_tokens_per_s: float, passes: bool
+) -> None:
+    run = SimpleNamespace(data="text", trained_tokens_per_s=tokens_per_s)
+    assert rule("finishes", hybrid_tokens_per_s)(stress_steps(losses, {}), None, run)[0] == passes
 
 
-def test_a_test_without_a_run_leaves_no_result(fake_study) -> None:
-    evidence = Evidence(fake_study.folder, "stress")
-    said = stress.judge(load.read_records(fake_study.name, fake_study.outputs), "ST-1", evidence)
-    assert "was not run" in said and evidence.rows == []
+def test_a_test_without_a_run_leaves_no_result(fake_study, monkeypatch) -> None:
+    executed = run_chapter("07_stress", fake_study, monkeypatch)
+    assert "**ST-1** was not run" in executed.said and executed.names["evidence"].rows == []
+    assert not (fake_study.folder / "results" / "stress.csv").exists()

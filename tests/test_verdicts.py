@@ -6,18 +6,19 @@ import math
 import pandas as pd
 import pytest
 import yaml
+from conftest import FakeStudy
 
 from hybridlib.analysis import load
 from hybridlib.analysis.effects import by_seed, effect
 from hybridlib.analysis.results import write_results
 from hybridlib.analysis.rules import read_rules
 from hybridlib.analysis.show import PIPELINE
-from hybridlib.analysis.verdicts import FAIL, INCONCLUSIVE, PASS, measured_parts, verdicts
+from hybridlib.analysis.verdicts import FAIL, INCONCLUSIVE, PASS, judge_criteria, judge_parts
 from hybridlib.study.parameters import PARAMS, ParameterError
 
 
 def judged(fake) -> pd.DataFrame:
-    return verdicts(load.read_records(fake.name, fake.outputs), read_rules()).set_index("criterion")
+    return judge_criteria(load.read_records(fake.name, fake.outputs), read_rules()).set_index("criterion")
 
 
 def rules_with(tmp_path, change):
@@ -77,7 +78,7 @@ def test_a_missing_run_is_inconclusive_and_named(fake_study) -> None:
 
 def test_no_records_at_all_are_inconclusive(tmp_path, fake_study) -> None:
     nothing = load.read_records(fake_study.name, tmp_path / "elsewhere")
-    assert set(verdicts(nothing, read_rules()).verdict) == {INCONCLUSIVE}
+    assert set(judge_criteria(nothing, read_rules()).verdict) == {INCONCLUSIVE}
 
 
 def test_checks_and_pipeline(fake_study) -> None:
@@ -99,13 +100,15 @@ def test_checks_and_pipeline(fake_study) -> None:
 
 
 @pytest.mark.parametrize("loss, verdict", [(5.0, PASS), (None, FAIL)])
-def test_scaling_reads_the_other_study(fake_study, loss, verdict) -> None:
+def test_scaling_reads_the_other_study_where_it_is_asked_for(tmp_path, loss, verdict) -> None:
+    fake_study = FakeStudy(tmp_path, also_reads=["gpt2-medium"])
     run = fake_study.outputs / "gpt2-medium" / "runs" / "hybrid-text-s42"
     run.mkdir(parents=True)
     shares = dict.fromkeys(("warmup", "full", "predict", "correct"), 0.25)
     facts = {"parameters": {"schedule": {"full": 1}}, "summary": {"held_out_loss": loss, "phase_share": shares}}
     (run / "run.json").write_text(json.dumps(facts))
     assert judged(fake_study).verdict["C9"] == verdict
+    assert "C9" not in judged(FakeStudy(tmp_path)).index, "no verdict is borrowed unasked"
 
 
 def test_holm_decides_in_the_family(fake_study, tmp_path) -> None:
@@ -113,11 +116,11 @@ def test_holm_decides_in_the_family(fake_study, tmp_path) -> None:
         for seed in (1, 2, 3):
             fake_study.rewrite(arm, seed, gap_nats=spread * (seed - 2))
     records = load.read_records(fake_study.name, fake_study.outputs)
-    alpha = 1.1 * verdicts(records, read_rules()).set_index("criterion").p["C3"]
+    alpha = 1.1 * judge_criteria(records, read_rules()).set_index("criterion").p["C3"]
     found = {}
     for family in (["C3"], ["C3", "C4"]):  # C4's p is the larger, so C3's is doubled
         path = rules_with(tmp_path, lambda c, family=family: c.update(alpha=float(alpha), family=family))
-        found[len(family)] = verdicts(records, read_rules(path)).set_index("criterion").loc["C3"]
+        found[len(family)] = judge_criteria(records, read_rules(path)).set_index("criterion").loc["C3"]
     assert found[1].verdict == PASS and found[1].p_holm == pytest.approx(found[1].p)
     assert found[2].verdict == INCONCLUSIVE and found[2].p_holm == pytest.approx(2 * found[2].p)
 
@@ -145,12 +148,12 @@ def test_results_json_has_the_contracts_keys_and_no_infinities(fake_study, monke
     monkeypatch.setenv(PIPELINE, "09_report")
     records = load.read_records(fake_study.name, fake_study.outputs)
     rules = read_rules()
-    write_results(records, verdicts(records, rules), measured_parts(records, rules))
+    write_results(records, judge_criteria(records, rules), judge_parts(records, rules))
     text = (fake_study.folder / "results.json").read_text()
     assert "NaN" not in text and "Infinity" not in text
     content = json.loads(text)
     assert list(content) == ["study", "commit", "device", "criteria", "arms"]
-    assert list(content["criteria"]) == [*(f"C{i}" for i in range(1, 10)), "H1", "H2"]
+    assert list(content["criteria"]) == [*(f"C{i}" for i in range(1, 9)), "H1", "H2"]
     assert all(list(c) == ["verdict", "value", "low", "high", "unit", "p", "why"] for c in content["criteria"].values())
     hold = content["arms"]["text/hold"]
     assert hold["time_to_target_ratio"] is None and "time_to_target_ratio" in hold["why"]  # controls are not extended

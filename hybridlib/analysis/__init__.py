@@ -1,0 +1,1 @@
+"""From records to verdicts, and what several chapters share. It knows no torch."""

@@ -1,4 +1,4 @@
-"""What an arm did to a figure, against the same data's baseline: one value a seed, an estimate with interval, its picture."""
+"""What an arm did to a figure, against the same data's baseline: a value a seed, an estimate, and their picture."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,41 +7,51 @@ import altair as alt
 import pandas as pd
 
 from hybridlib.analysis import statistics
-from hybridlib.analysis.load import BASELINE, BATCH, SAME
+from hybridlib.analysis.load import BASELINE, BATCH, SHAPE
 from hybridlib.analysis.theme import BLACK, WIDTH, colour, drawn, in_order, panels, small
+
+ROW_PX = 24
+PLAIN = {"ratio": 1.0, "share": 100.0}  # a form's value where nothing has changed; 0 of any other
+TESTED = ("ratio", "change")  # forms whose verdict needs a p
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a column of `runs` becomes an effect; `form` is ratio (×), change (%), share (%), difference or rate."""
+    """How a `column` of the runs becomes an effect `against` a column of the baseline's.
+
+    `form` is ratio (×), change (%), share (%), difference or rate. `label` and `unit` name the metric in tables,
+    `axis` in figures. A time is `inverse`: less is faster, so the baseline's is divided by the arm's. Two runs are
+    compared where the columns `same` are equal.
+    """
 
     label: str
     unit: str
     form: str
     column: str
-    against: str  # the baseline's column
-    axis: str = ""  # its title in a figure
-    inverse: bool = False  # a time: less is faster, so the baseline's is divided by the arm's
-    same: tuple[str, ...] = tuple(SAME)  # what must be equal for two runs to be compared
+    against: str
+    axis: str = ""
+    inverse: bool = False
+    same: tuple[str, ...] = tuple(SHAPE)
 
 
-ROW_PX = 24
-PLAIN = {"ratio": 1.0, "share": 100.0}  # a form's value where nothing has changed; 0 of any other
-TARGET = dict(inverse=True, same=tuple(BATCH))
+def _target(label: str, column: str, axis: str = "") -> Metric:
+    return Metric(label, "×", "ratio", column, column, axis, inverse=True, same=tuple(BATCH))
+
+
+def _change(label: str, column: str, axis: str = "") -> Metric:
+    return Metric(label, "%", "change", column, column, axis)
+
+
 METRICS = {
     "speedup": Metric("throughput", "×", "ratio", *2 * ["nominal_tokens_per_s"], "throughput ÷ baseline's (×)"),
     "steady_speedup": Metric("throughput at a steady pace", "×", "ratio", *2 * ["steady_tokens_per_s"]),
-    "time_to_target": Metric(
-        "time to target", "×", "ratio", *2 * ["time_to_target_s"], "baseline's time to target ÷ arm's (×)", **TARGET
-    ),
-    "steady_time_to_target": Metric(
-        "time to target at a steady pace", "×", "ratio", *2 * ["steady_time_to_target_s"], **TARGET
-    ),
-    "delta_loss_pct": Metric("Δloss", "%", "change", "held_out_loss", "held_out_loss", "Δloss (%)"),
-    "delta_perplexity_pct": Metric("Δperplexity", "%", "change", "perplexity", "perplexity", "Δperplexity (%)"),
-    "delta_train_loss_pct": Metric("Δtraining loss, last 100 steps", "%", "change", *2 * ["train_loss_last_100"]),
-    "delta_loss_nats": Metric("Δloss", "nats", "difference", "held_out_loss", "held_out_loss"),
-    "peak_memory_pct": Metric("peak memory", "%", "share", "peak_mb_run", "peak_mb_run", "peak memory (%)"),
+    "time_to_target": _target("time to target", "time_to_target_s", "baseline's time to target ÷ arm's (×)"),
+    "steady_time_to_target": _target("time to target at a steady pace", "steady_time_to_target_s"),
+    "delta_loss_pct": _change("Δloss", "held_out_loss", "Δloss (%)"),
+    "delta_perplexity_pct": _change("Δperplexity", "perplexity", "Δperplexity (%)"),
+    "delta_train_loss_pct": _change("Δtraining loss, last 100 steps", "train_loss_last_100"),
+    "delta_loss_nats": Metric("Δloss", "nats", "difference", *2 * ["held_out_loss"]),
+    "peak_memory_pct": Metric("peak memory", "%", "share", *2 * ["peak_mb_run"], "peak memory (%)"),
     "predict_memory_pct": Metric(
         "memory in Predict", "%", "share", "peak_mb_predict", "peak_mb_run", "memory in Predict (%)"
     ),
@@ -50,9 +60,10 @@ METRICS = {
 
 
 def by_seed(runs: pd.DataFrame, metric: str, arm: str, data: str, against: str = BASELINE) -> pd.Series:
-    """Return the metric's value a seed, (n_seeds,), for the seeds that both arms have in the same shape.
+    """Return the `metric` of `arm` on `data`, a value a seed, (n_seeds,), from the seeds that both arms have.
 
-    A ratio with a time that was never reached is 0. A rate needs no second arm. Raise KeyError for an unknown metric.
+    `runs` has a row a run; the other arm is `against`. A ratio with a time that was never reached is 0. A rate needs
+    no other arm.
     """
     m = METRICS[metric]
     ours, theirs = (
@@ -73,11 +84,11 @@ def by_seed(runs: pd.DataFrame, metric: str, arm: str, data: str, against: str =
 def effect(
     runs: pd.DataFrame, metric: str, arm: str, data: str, alpha: float = statistics.ALPHA, against: str = BASELINE
 ) -> statistics.Effect:
-    """Return the metric over the seeds, with its interval."""
+    """Return the estimate of `by_seed(runs, metric, arm, data, against)` with its 1 − `alpha` interval."""
     values = by_seed(runs, metric, arm, data, against)
     form = METRICS[metric].form
     if values.empty:
-        return statistics.NOTHING
+        return statistics.NO_ESTIMATE
     if form == "ratio":
         return statistics.ratio_effect(values, alpha)
     if form == "rate":
@@ -87,41 +98,39 @@ def effect(
     return found._replace(p=float("nan")) if form == "share" else found  # "against 0" says nothing of a share
 
 
-def effects(runs: pd.DataFrame, metrics: Iterable[str], arms: Iterable[str] | None = None) -> pd.DataFrame:
-    """Return one row an arm, data source and metric: arm, data, metric, label, unit, value, low, high, p, n."""
-    arms = list(dict.fromkeys(runs.arm[runs.arm != BASELINE])) if arms is None else list(arms)
-    rows = []
-    for data in dict.fromkeys(runs.data):
-        for arm in arms:
-            for metric in metrics:
-                found = effect(runs, metric, arm, data)
-                if found.n:
-                    m = METRICS[metric]
-                    names = dict(arm=arm, data=data, metric=metric, label=m.label, unit=m.unit)
-                    rows.append(names | found._asdict())
-    return pd.DataFrame(rows, columns=["arm", "data", "metric", "label", "unit", *statistics.Effect._fields])
+def effect_table(runs: pd.DataFrame, metrics: Iterable[str], arms: Iterable[str] | None = None) -> pd.DataFrame:
+    """Return one row for each of `arms`, data source and one of `metrics`: arm, data, metric, and an Effect's fields.
+
+    Without `arms`, take all in `runs` but the baseline.
+    """
+    arms = [arm for arm in dict.fromkeys(runs.arm) if arm != BASELINE] if arms is None else arms
+    keys = [(arm, data, metric) for data in dict.fromkeys(runs.data) for arm in arms for metric in metrics]
+    rows = [(*key, *effect(runs, key[2], *key[:2])) for key in keys]
+    table = pd.DataFrame(rows, columns=["arm", "data", "metric", *statistics.Effect._fields])
+    return table[table.n > 0]
 
 
-def seed_values(runs: pd.DataFrame, metrics: Iterable[str], arms: Iterable[str] | None = None) -> pd.DataFrame:
-    """Return one row a seed beneath `effects`: arm, data, metric, label, seed, value."""
-    table = effects(runs, metrics, arms)
-    parts = [
-        by_seed(runs, row.metric, row.arm, row.data)
-        .rename("value")
-        .rename_axis("seed")
-        .reset_index()
-        .assign(arm=row.arm, data=row.data, metric=row.metric, label=row.label)
-        for row in table.itertuples()
+def seed_values(runs: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
+    """Return what is beneath `effects` (of `effect_table`), from the same `runs`: arm, data, metric, seed, value."""
+    rows = [
+        (row.arm, row.data, row.metric, seed, value)
+        for row in effects.itertuples()
+        for seed, value in by_seed(runs, row.metric, row.arm, row.data).items()
     ]
-    columns = ["arm", "data", "metric", "label", "seed", "value"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+    return pd.DataFrame(rows, columns=["arm", "data", "metric", "seed", "value"])
+
+
+def effects_figure(runs: pd.DataFrame, metrics: list[str], arms: list[str] | None = None) -> alt.TopLevelMixin:
+    """Draw the estimates of `metrics` with intervals, and the seeds as open dots; one row for each of `arms`.
+
+    There is one panel a metric and data source in `runs`. An arm that never reached its target is written, not drawn.
+    """
+    return _effects_drawn(effect_table(runs, metrics, arms), runs, arms)
 
 
 @drawn
-def effect_panels(effects: pd.DataFrame, seeds: pd.DataFrame, order: list[str] | None = None) -> alt.TopLevelMixin:
-    """Draw estimates (frame of `effects`) with intervals, seeds (of `seed_values`) as open dots; one panel a metric and data
-    source, one row an arm. An arm that never reached its target is written, not drawn."""
-    arms = order or in_order(effects, "arm")
+def _effects_drawn(effects: pd.DataFrame, runs: pd.DataFrame, order: list[str] | None) -> alt.TopLevelMixin:
+    arms, seeds = order or in_order(effects, "arm"), seed_values(runs, effects)
     metrics, sources = (list(dict.fromkeys(effects[column])) for column in ("metric", "data"))
     width, charts = (WIDTH - 75) // len(metrics) - 12, []
     for data in sources:

@@ -1,4 +1,4 @@
-"""A study's records as tidy frames; refuses to put side by side what was not made alike, and says what is missing."""
+"""A study's records as tidy frames. What was not made alike is refused, and what is missing is named."""
 
 import json
 import math
@@ -18,33 +18,34 @@ from hybridlib.study.schema import Study
 
 BASELINE = "baseline"
 KEYS = ["arm", "data", "seed"]
-FACTS = [
-    "device", "numerics", "corpus_sha256", "floor_nats", "model_parameters", "memory_floor_mb", "last_step", "started_at",
-    "ended_at",
-]  # fmt: skip
 BATCH = ["batch_size", "seq_len"]
-SAME = ["steps", *BATCH]  # two runs are compared only if these are equal; their times to one target need BATCH alone
-SHAPE = [*SAME, "accumulation", "precision", "memory", "extend"]
+SHAPE = ["steps", *BATCH]  # two runs are compared where these are equal; their times to one target need BATCH alone
+SETTINGS = [*SHAPE, "accumulation", "precision", "memory", "extend"]
+FACTS = [
+    "device", "numerics", "corpus_sha256", "floor_nats", "model_parameters", "memory_floor_mb", "last_step",
+    "started_at", "ended_at",
+]  # fmt: skip
 SUMMARY = [
     "nominal_steps", "real_steps", "train_s", "nominal_tokens_per_s", "steady_tokens_per_s", "slowdown",
     "trained_tokens_per_s", "real_step_median_s", "predict_s", "held_out_loss", "perplexity", "train_loss_last_100",
     "grad_norm_mean", "grad_norm_sd", "jumps_accepted", "jumps_rejected", "divergences",
 ]  # fmt: skip
-PER_PHASE = [f"peak_mb_{p}" for p in (*PHASES, "run")] + [f"phase_share_{p}" for p in PHASES]
 RUN_COLUMNS = [
-    *KEYS, "role", "kind", *SHAPE, *FACTS, "commit", "dirty", "versions", *SUMMARY, *PER_PHASE, "target_loss",
-    "time_to_target_s", "steady_time_to_target_s", "reported_loss_nats",
+    *KEYS, "role", "kind", *SETTINGS, *FACTS, "commit", "dirty", "versions", *SUMMARY,
+    *(f"peak_mb_{phase}" for phase in (*PHASES, "run")), *(f"phase_share_{phase}" for phase in PHASES),
+    "target_loss", "time_to_target_s", "steady_time_to_target_s", "reported_loss_nats",
 ]  # fmt: skip
 UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)  # what damaged or cut records raise
-MISSING_COLUMNS = ["stage", *KEYS, "why"]
+ALIKE = ("numerics", "device", "corpus_sha256")  # what runs share that are compared
 
 
 @dataclass(frozen=True)
 class Records:
-    """A study and its complete runs: `runs` has one row a run (RUN_COLUMNS), `steps` and `evals` one row a record.
+    """A `study`, its `folder` of outputs, and its complete runs: `runs` (RUN_COLUMNS) has a row a run, `steps` and
+    `evals` a row a record.
 
-    `missing` lists what the plan names and the records lack, with a reason; `left_out` names the complete runs
-    that do not belong to the study as it now stands.
+    `missing` has the runs that the plan names and the records lack, each with a reason. `left_out` names complete runs
+    that do not belong to the study as it stands.
     """
 
     study: Study
@@ -56,7 +57,8 @@ class Records:
     left_out: list[str]
 
     def where(self, **wanted: list) -> "Records":
-        """Return the runs with these values, with their steps and evaluations: `where(data=["text"], role=["baseline"])`."""
+        """Return the runs whose columns have the `wanted` values, with their steps and evaluations:
+        `where(data=["text"], role=["baseline"])`."""
         runs = self.runs
         for column, values in wanted.items():
             runs = runs[runs[column].isin(values)]
@@ -64,15 +66,14 @@ class Records:
         return replace(self, runs=runs, steps=self.steps.merge(keys), evals=self.evals.merge(keys))
 
     def results(self, name: str, columns: Sequence[str] = ()) -> pd.DataFrame:
-        """Return `results/<name>.csv`, which an earlier chapter wrote; an empty frame with `columns` where there is none to read."""
+        """Return `results/<name>.csv`, which an earlier chapter wrote; an empty frame with `columns` without it."""
         return frame_of(self.folder / "results" / f"{name}.csv", columns)
 
 
 def read_records(study: str, outputs: Path | None = None) -> Records:
-    """Return all complete runs of a study, by name or .yaml path.
+    """Return all complete runs of `study`, a name or the path of a .yaml file, from the folder `outputs`.
 
-    Raise `ValueError` if the runs on a data source were made under different NUMERICS, or come from different devices
-    or corpora.
+    Raise `ValueError` if the runs on a data source come from different NUMERICS, devices or corpora.
     """
     plan = load_study(study)
     folder = (outputs or parameters.OUTPUTS) / plan.study
@@ -91,16 +92,16 @@ def read_records(study: str, outputs: Path | None = None) -> Records:
     refuse_mixture(runs)
     there = set(zip(*(runs[k] for k in KEYS)))
     missing = [
-        dict(stage=stage, arm=run.arm, data=run.data, seed=run.seed, why=_why(folder, run, left_out, damaged, full))
+        (stage, run.arm, run.data, run.seed, _why_missing(folder, run, left_out, damaged, full))
         for stage, run, full in planned(plan)
         if (run.arm, run.data, run.seed) not in there
     ]
-    missing = pd.DataFrame(missing, columns=MISSING_COLUMNS)
+    missing = pd.DataFrame(missing, columns=["stage", *KEYS, "why"])
     return Records(plan, folder, with_targets(runs, evals), steps, evals, missing, left_out)
 
 
 def planned(study: Study) -> Iterator[tuple[str, Run, bool]]:
-    """Give every run of the plan with its stage, and whether it is left to `--full`."""
+    """Yield every run in the plan of `study` with its stage, and whether it is left to `--full`."""
     for stage, sweeps in study.plan.items():
         for sweep in sweeps:
             for arm in sweep.arms:
@@ -109,38 +110,38 @@ def planned(study: Study) -> Iterator[tuple[str, Run, bool]]:
                         yield stage, study.run(arm, data, seed), sweep.full
 
 
-def refuse_mixture(runs: pd.DataFrame) -> None:
-    """Raise `ValueError`, naming runs, unless what is compared was made alike.
+def planned_seeds(study: Study, arm: str, data: str) -> set[int]:
+    """Return the seeds that the plan of `study` has for `arm` on `data`."""
+    return {run.seed for _, run, _ in planned(study) if (run.arm, run.data) == (arm, data)}
 
-    A comparison never leaves its data source: the runs on one share NUMERICS, device and corpus.
-    """
-    groups = [
-        (column, f"the runs on {data}", part)
-        for data, part in runs.groupby("data")
-        for column in ("numerics", "device", "corpus_sha256")
-    ]
-    for column, where, part in groups:
-        if part[column].nunique(dropna=False) > 1:
-            named = {
-                str(value): (g.arm + "-" + g.data + "-s" + g.seed.astype(str)).tolist()
-                for value, g in part.groupby(column, dropna=False)
-            }
-            listed = "; ".join(f"{v[:24]}: {', '.join(n[:4])}{' …' * (len(n) > 4)}" for v, n in named.items())
-            raise ValueError(f"{where} must have one {column} to be compared, and have {len(named)}: {listed}")
+
+def refuse_mixture(runs: pd.DataFrame) -> None:
+    """Raise `ValueError`, which names runs, unless the `runs` on each data source were made ALIKE."""
+    for data, part in runs.groupby("data"):
+        for column in ALIKE:
+            if part[column].nunique(dropna=False) > 1:
+                named = {
+                    str(value): (g.arm + "-" + g.data + "-s" + g.seed.astype(str)).tolist()
+                    for value, g in part.groupby(column, dropna=False)
+                }
+                said = "; ".join(f"{v[:24]}: {', '.join(n[:4])}{' …' * (len(n) > 4)}" for v, n in named.items())
+                raise ValueError(
+                    f"the runs on {data} must have one {column} to be compared, and have {len(named)}: {said}"
+                )
 
 
 def devices(runs: pd.DataFrame) -> str:
-    """Say where the runs were made: one device, or each with its data sources."""
+    """Return the device of the `runs`; if there are several, each with its data sources."""
     found = {device: list(dict.fromkeys(part.data)) for device, part in runs.groupby("device", sort=False)}
     return "; ".join(f"{device} ({', '.join(data)})" if len(found) > 1 else device for device, data in found.items())
 
 
 def with_targets(runs: pd.DataFrame, evals: pd.DataFrame) -> pd.DataFrame:
-    """Add each run's target, its same-seed baseline's final held-out loss, and the seconds until it was reached, as they were
-    and at the run's steady pace.
+    """Return `runs` with the target of each, its same-seed baseline's final held-out loss, and the seconds to it.
 
-    Infinite: not reached by the end of the run's extension, or of a peer, whose learning rate ends where it ends.
-    Missing: no baseline of the same batch and seed, another arm that is not extended, or a run that stopped for another
+    The seconds are read from `evals`, as they were and at the run's steady pace. They are infinite for a run that went
+    on to the end of its extension, or for a peer, whose learning rate ends where it ends. They are missing without a
+    baseline of the same batch and seed, for another arm that is not extended, and for a run that stopped for another
     target before its extension ended.
     """
     pair = ["data", "seed", *BATCH]
@@ -161,7 +162,7 @@ def with_targets(runs: pd.DataFrame, evals: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read_run(study: Study, folder: RunFolder) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame] | None:
-    """Return a run's row, steps and evaluations; None if it is not the study's. Raise one of UNREADABLE if it is damaged."""
+    """Return a run's row, steps and evaluations; None if it is not the study's. Damage raises one of UNREADABLE."""
     facts = folder.facts
     if facts["arm"] not in study.arms or facts["data"] not in study.sources:
         return None
@@ -172,7 +173,7 @@ def _read_run(study: Study, folder: RunFolder) -> tuple[dict[str, Any], pd.DataF
     floor = facts["floor_nats"] if run.source.kind == "markov" else 0.0
     evals["reported_loss_nats"] = evals.held_out_loss - floor
     summary = summarise(steps, evals, run.steps, run.batch_size * run.seq_len)
-    row = {key: getattr(run, key) for key in (*KEYS, "role", *SHAPE)} | {key: facts[key] for key in FACTS}
+    row = {key: getattr(run, key) for key in (*KEYS, "role", *SETTINGS)} | {key: facts[key] for key in FACTS}
     row |= facts["code"] | {"kind": run.source.kind, "reported_loss_nats": summary["held_out_loss"] - floor}
     row["versions"] = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     for key, value in summary.items():
@@ -185,7 +186,7 @@ def _stacked(frames: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
 
-def _why(folder: Path, run: Run, stale: list[str], damaged: list[str], full: bool) -> str:
+def _why_missing(folder: Path, run: Run, stale: list[str], damaged: list[str], full: bool) -> str:
     if run.id in damaged:
         return "its records are damaged"
     if run.id in stale:
@@ -196,7 +197,7 @@ def _why(folder: Path, run: Run, stale: list[str], damaged: list[str], full: boo
 
 
 def frame_of(file: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
-    """Return a CSV file as a frame; an empty one with `columns` where there is no file, or one that is cut off."""
+    """Return the CSV `file` as a frame; an empty one with `columns` where it is missing, cut off, or lacks a column."""
     try:
         frame = pd.read_csv(file)
         return frame if set(columns) <= set(frame) else pd.DataFrame(columns=columns)
@@ -205,7 +206,7 @@ def frame_of(file: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def facts_of(file: Path) -> dict[str, Any]:
-    """Return what a JSON file of results holds; nothing where there is no file, or one that is cut off."""
+    """Return the mapping in the JSON `file`; an empty one where it is missing or cut off."""
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -1,4 +1,7 @@
-"""The schema of `params/criteria.yaml`: thresholds, margins and alpha, on which arm, data and metric."""
+"""The schema of `params/criteria.yaml`: thresholds, margins and alpha, and what else was expected or promised before.
+
+Every criterion is judged on the data source that a study names with `judged_on`.
+"""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,18 +9,35 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from hybridlib.analysis.effects import METRICS
+from hybridlib.analysis.load import BASELINE, planned
 from hybridlib.study.arm import Strict
 from hybridlib.study.parameters import PARAMS, read_yaml, refusal
+from hybridlib.study.schema import Study
 
 
-class Part(Strict):
-    """One threshold on one metric of one arm; `exceeds` and `acceptable` grade it above and below."""
+class Limits(Strict):
+    """What a figure should be: `at_least`, `at_most`, or between both; neither where it is only reported."""
+
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def text(self, unit: str = "", factor: float = 1.0) -> str:
+        """Return `≥ 1.5×`, `≤ 5` or `20–30 %`, the limits times `factor` in `unit`; `reported` without a limit."""
+        low, high = (None if limit is None else f"{factor * limit:,g}" for limit in (self.at_least, self.at_most))
+        unit = f" {unit}" if unit == "%" else unit
+        if low and high:
+            return f"{low}–{high}{unit}"
+        return f"≥ {low}{unit}" if low else f"≤ {high}{unit}" if high else "reported"
+
+
+class Part(Limits):
+    """One threshold on one `metric` of one `arm`; `exceeds` and `acceptable` grade it above and below.
+
+    With `exceeds_peers`, a value that is better than every peer's exceeds it, too.
+    """
 
     metric: Literal[tuple(METRICS)]
     arm: str
-    data: str
-    at_least: float | None = None
-    at_most: float | None = None
     acceptable: float | None = None
     exceeds: float | None = None
     exceeds_peers: bool = False
@@ -36,15 +56,15 @@ class Part(Strict):
         return self.at_most if self.at_least is None else self.at_least
 
     def meets(self, value: float, threshold: float | None) -> bool:
-        """Return whether a value is on the good side of a threshold; never where there is none."""
+        """Return whether `value` is on the good side of `threshold`; False where there is no threshold."""
         if threshold is None:
             return False
         return value <= threshold if self.at_least is None else value >= threshold
 
     @property
-    def text(self) -> str:
+    def demand(self) -> str:
         unit = METRICS[self.metric].unit
-        return f"{'≤' if self.at_least is None else '≥'} {self.threshold:g}{' %' if unit == '%' else unit}"
+        return self.text(unit if unit in ("%", "×") else "")
 
 
 class MeasuredRule(Strict):
@@ -73,7 +93,8 @@ class PipelineRule(Strict):
 
 
 class ScalesRule(Strict):
-    """A run of another study went through all phases with a finite loss."""
+    """Every run of `study` went through all phases with a finite loss. Of other studies only those that name it in
+    `also_reads` have this criterion."""
 
     kind: Literal["scales"]
     about: str
@@ -92,22 +113,60 @@ class ControlsRule(Strict):
 Criterion = Annotated[MeasuredRule | TestsRule | PipelineRule | ScalesRule | ControlsRule, Field(discriminator="kind")]
 
 
-class Band(Strict):
+class Share(Limits):
     """What share of the steps after Warmup a phase may have."""
 
     at_least: float = Field(ge=0, le=1)
     at_most: float = Field(ge=0, le=1)
 
-    @property
-    def text(self) -> str:
-        return f"{100 * self.at_least:g}–{100 * self.at_most:g} %"
+
+class StressLimits(Strict):
+    """By which the stress tests are judged: computed steps until a fault is answered by a rollback, nominal steps until
+    the loss is back, trained tokens a second over the hybrid's, and how far a phase's share may move."""
+
+    detect_steps: int
+    recover_steps: int
+    least_throughput: float
+    share_tolerance: float
+
+
+class Rung(Limits):
+    """A rung of the ablation: what the `test` `adds` in `arm` to `against`, and the brief's expectation of a metric."""
+
+    test: str
+    adds: str
+    arm: str
+    against: str = BASELINE
+    metric: Literal[tuple(METRICS)] | None = None
+
+
+class Promise(Limits):
+    """A figure of reliability: what it is about, and what is promised of it."""
+
+    about: str
+
+
+class Goal(Strict):
+    """A ratio of speed or memory: what it must be and what is aimed at, here and at GPT-2 Small's size."""
+
+    about: str
+    must: Limits = Limits()
+    aim: Limits = Limits()
+    must_gpt2_small: Limits | None = None
+    aim_gpt2_small: Limits | None = None
 
 
 class Rules(Strict):
+    """All of `params/criteria.yaml`."""
+
     alpha: float = Field(gt=0, lt=1)
     family: list[str]
-    phase_mix: dict[Literal["full", "predict", "correct"], Band]
+    phase_mix: dict[Literal["full", "predict", "correct"], Share]
     criteria: dict[str, Criterion] = Field(min_length=1)
+    stress: StressLimits
+    ablation: list[Rung]
+    reliability: dict[str, Promise]
+    speed: dict[str, Goal]
 
     @model_validator(mode="after")
     def _names_are_known(self) -> "Rules":
@@ -117,14 +176,26 @@ class Rules(Strict):
                 raise ValueError(f"{where}: {name!r} is no measured criterion of this file")
         return self
 
+    def of(self, study: Study) -> dict[str, Criterion]:
+        """Return the criteria that `study` has: all but those about another study that it does not read."""
+        read = (study.study, *study.also_reads)
+        return {n: c for n, c in self.criteria.items() if not isinstance(c, ScalesRule) or c.study in read}
+
+    def subject(self, study: Study) -> str:
+        """Return the arm that chapters show in detail: the first measured criterion's, or where the plan of `study`
+        lacks it, the plan's first arm that predicts."""
+        first = next(rule for rule in self.criteria.values() if isinstance(rule, MeasuredRule)).parts[0].arm
+        there = {run.arm: run for _, run, _ in planned(study) if run.data == study.judged}
+        predicting = [arm for arm, run in there.items() if run.role == "arm" and run.schedule]
+        return first if first in there else next(iter(predicting), first)
+
     @property
-    def main(self) -> Part:
-        """Return the part whose arm and data are those of the verdict that counts."""
-        return self.criteria["C2"].parts[0]
+    def mix(self) -> str:
+        return ", ".join(f"{share.text('%', 100)} {phase.capitalize()}" for phase, share in self.phase_mix.items())
 
 
 def read_rules(path: Path = PARAMS / "criteria.yaml") -> Rules:
-    """Return the rules in a file; raise `ParameterError` naming the file, the key and the value for a wrong one."""
+    """Return the rules in the file `path`; raise `ParameterError` naming the file, the key and the value if wrong."""
     try:
         return Rules(**read_yaml(path))
     except ValidationError as error:

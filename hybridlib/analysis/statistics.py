@@ -1,18 +1,15 @@
-"""The study's statistics: pure functions on one value a seed. The unit is a seed, never a step.
+"""The study's statistics: pure functions of one value a seed.
 
-Values of one arm and of the baseline at the same seed share initial weights and batches, so what comes in here are
-their ratios or differences, one a seed.
+The unit is a seed, never a step. An arm and the baseline share initial weights and batches at a seed, so the values
+are paired: ratios or differences, one a seed.
 """
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pingouin as pg
 from scipy import stats
-from scipy.integrate import IntegrationWarning
-from statsmodels.stats.power import TTestPower
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.rates import confint_poisson
 from statsmodels.stats.weightstats import DescrStatsW
 
@@ -20,7 +17,8 @@ ALPHA = 0.05
 
 
 class Effect(NamedTuple):
-    """An estimate with its 1 − alpha interval, the two-sided p against no effect, and the number of seeds."""
+    """An estimate `value` with its 1 − alpha interval from `low` to `high`, the two-sided `p` against no effect, and
+    the number `n` of seeds. What was not found is NaN."""
 
     value: float
     low: float
@@ -29,15 +27,18 @@ class Effect(NamedTuple):
     n: int
 
 
-NOTHING = Effect(np.nan, np.nan, np.nan, np.nan, 0)
+NO_ESTIMATE = Effect(np.nan, np.nan, np.nan, np.nan, 0)
 
 
 def mean_effect(differences: Sequence[float], alpha: float = ALPHA) -> Effect:
-    """Return the mean of paired differences (n_seeds,) with its paired-t interval; p against 0. One seed has no interval."""
+    """Return the mean of paired `differences` (n_seeds,) with its 1 − `alpha` paired-t interval, and p against 0.
+
+    One seed has no interval and no p.
+    """
     x = np.asarray(differences, float)
     if len(x) == 0:
-        return NOTHING
-    if len(x) == 1 or np.ptp(x) == 0:  # no variance to test with: the interval is the point, or unknown
+        return NO_ESTIMATE
+    if len(x) == 1 or np.ptp(x) == 0:  # without variance the interval is the point, or unknown
         edge = x[0] if len(x) > 1 else np.nan
         return Effect(float(x[0]), edge, edge, np.nan, len(x))
     described = DescrStatsW(x)
@@ -46,10 +47,11 @@ def mean_effect(differences: Sequence[float], alpha: float = ALPHA) -> Effect:
 
 
 def ratio_effect(ratios: Sequence[float], alpha: float = ALPHA) -> Effect:
-    """Return the geometric mean of paired ratios (n_seeds,), all ≥ 0: paired t on the logarithms, back-transformed; p against 1.
+    """Return the geometric mean of paired `ratios` (n_seeds,), all ≥ 0, with its 1 − `alpha` interval, and p against 1.
 
-    A ratio of 0 is a time that was infinite. Then no mean of logarithms exists: the value is the median ratio, with a
-    miss as 0 (as AlgoPerf scores it), p is the sign test's, and there is no interval.
+    Interval and p are those of a paired t-test on the logarithms. A ratio of 0 stands for a time that was infinite;
+    its logarithm does not exist. Then the value is the median ratio (as in AlgoPerf, where a miss scores 0), p is the
+    sign test's, and there is no interval.
     """
     x = np.asarray(ratios, float)
     if (x > 0).all():
@@ -60,24 +62,24 @@ def ratio_effect(ratios: Sequence[float], alpha: float = ALPHA) -> Effect:
 
 
 def rate_effect(events: Sequence[int], exposure: Sequence[float], alpha: float = ALPHA) -> Effect:
-    """Return events per unit of exposure, both (n_runs,), with the exact Poisson interval; no test."""
+    """Return `events` over `exposure`, both (n_runs,), with the exact 1 − `alpha` Poisson interval; p is NaN."""
     count, total = float(np.sum(events)), float(np.sum(exposure))
     if not total:
-        return NOTHING
+        return NO_ESTIMATE
     low, high = confint_poisson(count, total, method="exact-c", alpha=alpha)
     return Effect(count / total, float(np.nan_to_num(low)), float(high), np.nan, len(events))
 
 
 def non_inferiority_p(differences: Sequence[float], margin: float) -> float:
-    """Return the one-sided p of "the mean difference (n_seeds,) is at least `margin`": small shows that it is below.
+    """Return the one-sided p of "the mean of `differences` (n_seeds,) is at least `margin`".
 
-    This is the upper of the two one-sided tests of TOST; an arm that is better than the margin allows is no worse.
+    A small p shows that the mean is below the margin. This is the upper of the two tests of TOST.
     """
     return _one_sided(differences, margin, "less")
 
 
 def equivalence_p(differences: Sequence[float], margin: float) -> float:
-    """Return the p of the TOST: small shows that the mean difference (n_seeds,) lies within ± `margin`."""
+    """Return the p of TOST; a small p shows that the mean of `differences` (n_seeds,) lies within ± `margin`."""
     return max(_one_sided(differences, margin, "less"), _one_sided(differences, -margin, "greater"))
 
 
@@ -88,62 +90,21 @@ def _one_sided(differences: Sequence[float], null: float, alternative: str) -> f
     if np.ptp(x) == 0:
         beyond = x[0] < null if alternative == "less" else x[0] > null
         return 0.0 if beyond else 1.0
-    return _t_test_p(x, null, alternative=alternative)
-
-
-def _t_test_p(*samples, **settings) -> float:
-    """Return the p of pingouin's t-test, which also integrates a Bayes factor, which is not used here and warns for very small p."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", IntegrationWarning)
-        return float(pg.ttest(*samples, **settings)["p_val"].iloc[0])
+    return float(stats.ttest_1samp(x, null, alternative=alternative).pvalue)
 
 
 def welch_p(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return the two-sided p of Welch's t-test between two arms' values, (n_a,) and (n_b,); the brief's test, pairing ignored."""
+    """Return the two-sided p of Welch's t-test between the values of two arms, `a` (n_a,) and `b` (n_b,), unpaired."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     if min(len(a), len(b)) < 2 or not np.isfinite([*a, *b]).all() or np.ptp(a) == np.ptp(b) == 0:
         return np.nan
-    return _t_test_p(a, b, correction=True)
+    return float(stats.ttest_ind(a, b, equal_var=False).pvalue)
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """Return Holm-corrected p-values (n_tests,); a test that was not made (NaN) stays NaN and does not count."""
+    """Return the p-values `p` (n_tests,) after Holm's correction; NaN, a test that was not made, does not count."""
     p = np.asarray(p, float)
     out, made = np.full(len(p), np.nan), np.isfinite(p)
     if made.any():
-        out[made] = pg.multicomp(p[made], method="holm")[1]
+        out[made] = multipletests(p[made], method="holm")[1]
     return out
-
-
-def interquartile_mean(values: Sequence[float]) -> float:
-    """Return the mean of the middle half of all values, any shape: a quarter is cut at each end (Agarwal et al. 2021)."""
-    return float(stats.trim_mean(np.asarray(values, float), 0.25, axis=None))
-
-
-def stratified_bootstrap(
-    values: np.ndarray,
-    statistic: Callable[[np.ndarray], float],
-    rng: np.random.Generator,
-    resamples: int = 2000,
-    alpha: float = ALPHA,
-) -> tuple[float, float]:
-    """Return the percentile interval of a statistic of (n_seeds, n_tasks); seeds are redrawn within each task (Agarwal et al.)."""
-    n_seeds, n_tasks = values.shape
-    rows = rng.integers(n_seeds, size=(resamples, n_seeds, n_tasks))
-    redrawn = values[rows, np.arange(n_tasks)]  # (resamples, n_seeds, n_tasks)
-    low, high = np.quantile([statistic(x) for x in redrawn], [alpha / 2, 1 - alpha / 2])
-    return float(low), float(high)
-
-
-def power(distance: float, sd: float, n_seeds: int, alpha: float = ALPHA, alternative: str = "two-sided") -> float:
-    """Return the chance that a paired t-test with `n_seeds` shows a true effect `distance` away, seeds differing by `sd`."""
-    if n_seeds < 2 or not sd > 0:
-        return np.nan
-    return float(TTestPower().power(abs(distance) / sd, n_seeds, alpha, alternative=alternative))
-
-
-def detectable(sd: float, n_seeds: int, alpha: float = ALPHA, wanted: float = 0.8) -> float:
-    """Return the smallest true effect that a two-sided paired t-test with `n_seeds` shows with power `wanted`, in its unit."""
-    if n_seeds < 2 or not sd > 0:
-        return np.nan
-    return sd * float(TTestPower().solve_power(None, n_seeds, alpha, wanted))

@@ -11,74 +11,32 @@ import pandas as pd
 BLACK, ORANGE, SKY, GREEN, YELLOW = "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#999999"
 WINE = "#882255"  # of another palette for the colour-blind: there are ten predictors and nine colours in the first
-
-COLOURS = {
-    "baseline": BLACK,
-    "hybrid": BLUE,
-    "memory_optimized": GREEN,
-    "hold": ORANGE,
-    "sham": VERMILLION,
-    "baseline_bf16": GREY,
-    "hybrid_bf16": SKY,
-    "hybrid_accumulation": PURPLE,
-    "hybrid_offload": YELLOW,
-    "spectral": BLUE,
-    "nesterov": PURPLE,
-    "linear": SKY,
-    "drift": GREEN,
-    "ridge": BLACK,
-    "dmd": GREY,
-    "wnn": YELLOW,
-    "polar": WINE,
-    "adam_tuned": SKY,
-    "muon": PURPLE,
-    "schedule_free": GREY,
-    "lookahead": YELLOW,
-    "warmup": GREY,
-    "full": BLUE,
-    "predict": ORANGE,
-    "correct": GREEN,
-    "PASS": GREEN,
-    "FAIL": VERMILLION,
-    "INCONCLUSIVE": GREY,
-}
+COLOURS = dict(
+    baseline=BLACK, hybrid=BLUE, memory_optimized=GREEN, hold=ORANGE, sham=VERMILLION, baseline_bf16=GREY,
+    hybrid_bf16=SKY, hybrid_accumulation=PURPLE, hybrid_offload=YELLOW, spectral=BLUE, nesterov=PURPLE, linear=SKY,
+    drift=GREEN, ridge=BLACK, dmd=GREY, wnn=YELLOW, polar=WINE, adam_tuned=SKY, muon=PURPLE, schedule_free=GREY,
+    lookahead=YELLOW, warmup=GREY, full=BLUE, predict=ORANGE, correct=GREEN, PASS=GREEN, FAIL=VERMILLION,
+    INCONCLUSIVE=GREY,
+)  # fmt: skip
 SPARE = (SKY, PURPLE, YELLOW, GREY)  # for names that are not above, in the order of their appearance
-NOTHING = {"records": 0}  # what a chart without records carries, for those who leave it out
+NO_RECORDS = {"records": 0}  # marks a chart without records, for those who leave it out
 TEXT_WIDTH_PX = 640  # a figure this wide fills the text's 16 cm; a narrower one keeps its scale
 WIDTH, HEIGHT, FONT = 575, 250, 12  # px; with its axis a chart fills the text, and 12 px print at 8.5 pt
 
 
 @alt.theme.register("print", enable=True)
 def _theme() -> alt.theme.ThemeConfig:
-    axis = dict(
-        labelFontSize=FONT - 1,
-        titleFontSize=FONT,
-        titleFontWeight="normal",
-        gridColor="#e5e5e5",
-        domainColor="#555555",
-        tickColor="#555555",
+    titles = dict(labelFontSize=FONT, titleFontSize=FONT, titleFontWeight="normal")
+    lines = dict(gridColor="#e5e5e5", domainColor="#555555", tickColor="#555555")
+    config = dict(
+        axis=titles | lines | dict(labelFontSize=FONT - 1),
+        legend=titles | dict(orient="top", symbolStrokeWidth=2.5, columns=5, labelLimit=220),
+        title=dict(fontSize=FONT, fontWeight="bold", anchor="start"),
+        view=dict(strokeWidth=0, continuousWidth=WIDTH, continuousHeight=HEIGHT),
+        background="white",
+        header=dict(labelFontSize=FONT, titleFontSize=FONT),
     )
-    legend = dict(
-        orient="top",
-        labelFontSize=FONT,
-        titleFontSize=FONT,
-        titleFontWeight="normal",
-        symbolStrokeWidth=2.5,
-        columns=5,
-        labelLimit=220,
-    )
-    title = dict(fontSize=FONT, fontWeight="bold", anchor="start")
-    view = dict(strokeWidth=0, continuousWidth=WIDTH, continuousHeight=HEIGHT)
-    return {
-        "config": dict(
-            axis=axis,
-            legend=legend,
-            title=title,
-            view=view,
-            background="white",
-            header=dict(labelFontSize=FONT, titleFontSize=FONT),
-        )
-    }
+    return {"config": config}
 
 
 def _as_csv(data: pd.DataFrame, **_: Any) -> dict[str, Any]:
@@ -91,7 +49,7 @@ alt.data_transformers.enable("csv")
 
 
 def drawn(figure: Callable[..., alt.TopLevelMixin]) -> Callable[..., alt.TopLevelMixin]:
-    """Make a figure whose frame has no rows say so instead of failing: a report on missing records must still be made."""
+    """Make `figure`, a function of a frame, draw "no records" where the frame has no rows, instead of failing."""
 
     @wraps(figure)
     def safe(frame: pd.DataFrame, *args: Any, **settings: Any) -> alt.TopLevelMixin:
@@ -99,13 +57,16 @@ def drawn(figure: Callable[..., alt.TopLevelMixin]) -> Callable[..., alt.TopLeve
             return figure(frame, *args, **settings)
         said = pd.DataFrame({"said": ["no records to draw"]})
         words = alt.Chart(said).mark_text(fontSize=FONT, color=GREY).encode(text="said:N")
-        return words.properties(height=60, usermeta=NOTHING)
+        return words.properties(height=60, usermeta=NO_RECORDS)
 
     return safe
 
 
 def colour(field: str, names: list[str], title: str | None = None, legend: bool = True) -> alt.Color:
-    """Return a nominal colour channel in which a name always has the same colour."""
+    """Return the colour channel of the nominal `field`, in which each of `names` has its colour in all figures.
+
+    `title` stands over the `legend`, which can be left out.
+    """
     taken = {COLOURS.get(name) for name in names}
     spare = iter([ink for ink in SPARE if ink not in taken] + list(SPARE) * len(names))
     chosen = [COLOURS.get(name) or next(spare) for name in names]
@@ -114,7 +75,7 @@ def colour(field: str, names: list[str], title: str | None = None, legend: bool 
 
 
 def small(frame: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
-    """Return the frame with its floats cut to significant digits: a chart carries its data with it."""
+    """Return `frame` with its floats cut to `digits` significant digits: a chart carries its data with it."""
     out = frame.copy()
     for column in out.select_dtypes("float"):
         values = out[column].to_numpy(dtype=float, copy=True)
@@ -126,20 +87,20 @@ def small(frame: pd.DataFrame, digits: int = 4) -> pd.DataFrame:
 
 
 def thinned(frame: pd.DataFrame, keys: list[str], points: int = 40) -> pd.DataFrame:
-    """Return at most about `points` rows a group, evenly spread, the last always among them."""
+    """Return about `points` rows of `frame` for each group by `keys`, evenly spread, the last always among them."""
     place = frame.groupby(keys).cumcount(ascending=False)
     size = frame.groupby(keys)[keys[0]].transform("size")
     return frame[place % np.ceil(size / points).astype(int) == 0]
 
 
 def in_order(frame: pd.DataFrame, column: str) -> list[str]:
-    """Return names in the order in which colours are listed, then the rest as they appear."""
+    """Return the names in a `column` of `frame` in the order of COLOURS, then the others as they appear."""
     there = list(dict.fromkeys(frame[column]))
     return sorted(there, key=lambda name: list(COLOURS).index(name) if name in COLOURS else len(COLOURS))
 
 
 def panels(charts: list[alt.Chart], columns: int) -> alt.ConcatChart | alt.Chart:
-    """Return charts side by side with one legend; a single one as it is."""
+    """Return the `charts` in `columns`, with one legend; a single chart as it is."""
     if len(charts) == 1:
         return charts[0]
     return alt.concat(*charts, columns=columns, spacing=12).resolve_scale(color="shared", shape="shared")

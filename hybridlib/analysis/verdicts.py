@@ -1,97 +1,101 @@
 """The verdicts C1…C9, H1 and H2: PASS, FAIL or INCONCLUSIVE, from the records by the rules and by nothing else."""
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from hybridlib.analysis import rules as r
 from hybridlib.analysis import statistics
-from hybridlib.analysis.effects import METRICS, Metric, by_seed, effect
-from hybridlib.analysis.load import Records, planned
+from hybridlib.analysis.effects import METRICS, TESTED, Metric, by_seed, effect
+from hybridlib.analysis.load import BASELINE, Records, planned_seeds
 from hybridlib.analysis.wording import estimate, p_is
 from hybridlib.study.records import PHASES, RunFolder
 
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
 WORST_FIRST = (FAIL, INCONCLUSIVE, PASS)
 GRADES = {PASS: "met", FAIL: "missed"}
-PART_COLUMNS = ["criterion", "arm", "data", "metric", "label", "unit", *statistics.Effect._fields, "threshold"]
-PART_COLUMNS += ["acceptable", "stronger", "demand", "verdict", "grade", "why"]
 
 
 @dataclass(frozen=True)
 class PartVerdict:
-    """One threshold, judged. The p of `found` is a ratio's against 1, a change's for non-inferiority; NaN where none is made."""
+    """The `verdict` on one threshold of `part` on `data`, with its `grade` and a sentence `why`.
+
+    The p of `found` is a ratio's against 1, or a change's for non-inferiority; NaN where no test is made. The grade is
+    exceeds, met, acceptable (the brief's minimum) or missed; empty where nothing is shown.
+    """
 
     part: r.Part
+    data: str
     found: statistics.Effect
     verdict: str
-    grade: str  # exceeds, met, acceptable (the brief's minimum), missed; empty where nothing is shown
+    grade: str
     why: str
 
     @classmethod
-    def judge(cls, part: r.Part, records: Records, alpha: float) -> "PartVerdict":
-        """Return the verdict on one threshold, its estimate and a sentence that says why."""
-        metric, values = METRICS[part.metric], by_seed(records.runs, part.metric, part.arm, part.data)
-        found = effect(records.runs, part.metric, part.arm, part.data, alpha)
-        wanted = {run.seed for _, run, _ in planned(records.study) if (run.arm, run.data) == (part.arm, part.data)}
-        what = f"{metric.label[0].upper()}{metric.label[1:]} of {part.arm} on {part.data}"
+    def judge(cls, part: r.Part, records: Records, alpha: float, data: str) -> "PartVerdict":
+        """Return the verdict on `part` from the `records` on `data`, tested at level `alpha`."""
+        metric, values = METRICS[part.metric], by_seed(records.runs, part.metric, part.arm, data)
+        found = effect(records.runs, part.metric, part.arm, data, alpha)
+        what = f"{metric.label[0].upper()}{metric.label[1:]} of {part.arm} on {data}"
         untested = found._replace(p=math.nan)
-        if lacking := sorted(wanted - set(values.index)):
-            why = f"{what}: no complete pair with the baseline for seed {', '.join(map(str, lacking))}."
-            return cls(part, untested, INCONCLUSIVE, "", why)
-        if found.n < 2:
-            return cls(
-                part, untested, INCONCLUSIVE, "", f"{what}: {'one seed' if found.n else 'no run'}, two are needed."
-            )
+        if why := cls._too_little(part, records, data, values):
+            return cls(part, data, untested, INCONCLUSIVE, "", f"{what}: {why}.")
         tests = {"ratio": lambda: found.p, "change": lambda: statistics.non_inferiority_p(values, part.threshold)}
         tested = untested._replace(p=tests.get(metric.form, lambda: math.nan)())
-        met, shown = part.meets(found.value, part.threshold), metric.form not in tests or tested.p < alpha
-        grade = grade_of(part, records, values, found, alpha) if shown or not met else ""
+        met, shown = part.meets(found.value, part.threshold), metric.form not in TESTED or tested.p < alpha
+        grade = _grade(part, records.runs, data, values, found.value, alpha) if shown or not met else ""
         verdict = FAIL if not met else PASS if shown else INCONCLUSIVE
-        return cls(part, tested, verdict, grade, f"{what} is {said(part, metric, tested, values)}.")
+        return cls(part, data, tested, verdict, grade, f"{what} is {_said(part, metric, tested, values)}.")
 
-    @property
-    def tested(self) -> bool:
-        return METRICS[self.part.metric].form in ("ratio", "change")
+    @staticmethod
+    def _too_little(part: r.Part, records: Records, data: str, values: pd.Series) -> str:
+        """Say why the values do not suffice for a verdict; empty if they do."""
+        wanted = planned_seeds(records.study, part.arm, data)
+        if wanted and METRICS[part.metric].form != "rate" and not planned_seeds(records.study, BASELINE, data):
+            return f"no {BASELINE} is planned on {data}, so there is nothing to compare it with"
+        if lacking := sorted(wanted - set(values.index)):
+            return f"no complete pair with the baseline for seed {', '.join(map(str, lacking))}"
+        return {0: "no run, two are needed", 1: "one seed, two are needed"}.get(len(values), "")
 
     def row(self, criterion: str) -> dict[str, Any]:
-        """Return it as a row of PART_COLUMNS."""
+        """Return it as a row of a table, a part of `criterion`."""
         part, metric = self.part, METRICS[self.part.metric]
-        of = dict(
-            criterion=criterion, arm=part.arm, data=part.data, metric=part.metric, label=metric.label, unit=metric.unit
-        )
-        asked = dict(threshold=part.threshold, acceptable=part.acceptable, stronger=part.exceeds, demand=part.text)
-        return of | self.found._asdict() | asked | dict(verdict=self.verdict, grade=self.grade, why=self.why)
+        of = dict(criterion=criterion, arm=part.arm, data=self.data, metric=part.metric, label=metric.label)
+        of |= dict(unit=metric.unit) | self.found._asdict() | dict(threshold=part.threshold)
+        of |= dict(acceptable=part.acceptable, stronger=part.exceeds, demand=part.demand)
+        return of | dict(verdict=self.verdict, grade=self.grade, why=self.why)
 
 
-def said(part: r.Part, metric: Metric, found: statistics.Effect, values: pd.Series) -> str:
+def _said(part: r.Part, metric: Metric, found: statistics.Effect, values: pd.Series) -> str:
     """Say what a part's estimate is, what is asked for, and with which p."""
-    text = f"{estimate(found, metric.unit)} over {found.n} seeds; {part.text} is asked for"
-    if metric.form in ("ratio", "change"):
+    text = f"{estimate(found, metric.unit)} over {found.n} seeds; {part.demand} is asked for"
+    if metric.form in TESTED:
         text += f", {p_is(found.p)} " + ("against 1" if metric.form == "ratio" else "for non-inferiority")
     if metric.form == "ratio" and (missed := int((values == 0).sum())):
         text += f"; {missed} of {found.n} seeds never reached the target"
     return text
 
 
-def grade_of(part: r.Part, records: Records, values: pd.Series, found: statistics.Effect, alpha: float) -> str:
-    runs = records.runs[records.runs.data == part.data]
-    peers = [effect(runs, part.metric, arm, part.data).value for arm in runs.arm[runs.role == "peer"].unique()]
-    exceeds = part.meets(found.value, part.exceeds)
+def _grade(part: r.Part, runs: pd.DataFrame, data: str, values: pd.Series, value: float, alpha: float) -> str:
+    on_data = runs[runs.data == data]
+    peers = [effect(runs, part.metric, arm, data).value for arm in on_data.arm[on_data.role == "peer"].unique()]
+    exceeds = part.meets(value, part.exceeds)
     if exceeds and METRICS[part.metric].form == "change":
         exceeds = statistics.non_inferiority_p(values, part.exceeds) < alpha
-    if part.meets(found.value, part.threshold):
-        beaten = part.exceeds_peers and bool(peers) and all(part.meets(found.value, peer) for peer in peers)
+    if part.meets(value, part.threshold):
+        beaten = part.exceeds_peers and bool(peers) and all(part.meets(value, peer) for peer in peers)
         return "exceeds" if exceeds or beaten else "met"
-    return "acceptable" if part.meets(found.value, part.acceptable) else "missed"
+    return "acceptable" if part.meets(value, part.acceptable) else "missed"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A criterion, judged; `p_holm` is its p after Holm's correction over the family, NaN outside it."""
+class CriterionVerdict:
+    """The `verdict` on a criterion with its `grade`, its `value` from `low` to `high` in `unit`, and a sentence `why`.
+
+    `p_holm` is `p` after Holm's correction over the family; NaN outside it.
+    """
 
     verdict: str
     grade: str
@@ -104,8 +108,8 @@ class Verdict:
     why: str
 
     @classmethod
-    def of_parts(cls, parts: list[PartVerdict]) -> "Verdict":
-        """Return the worst of the parts' verdicts, shown by the part that decides it; p is the largest of theirs."""
+    def of_parts(cls, parts: list[PartVerdict]) -> "CriterionVerdict":
+        """Return the worst verdict of the `parts`, shown by the part that decides it; p is the largest of theirs."""
         last = [(WORST_FIRST.index(p.verdict), math.isnan(p.found.p), -p.found.p) for p in parts]
         ranked = [parts[at] for at in sorted(range(len(parts)), key=last.__getitem__)]
         first, metric = ranked[0], METRICS[ranked[0].part.metric]
@@ -113,58 +117,54 @@ class Verdict:
         asked = all(is_strong for p, is_strong in zip(parts, strong) if p.part.exceeds is not None)
         exceeds = any(strong) and asked and all(p.verdict == PASS for p in parts)
         unit = f"{metric.unit} {metric.label}".strip() if len(parts) > 1 else metric.unit
-        largest = float(pd.Series([p.found.p for p in parts if p.tested], dtype=float).max(skipna=False))
+        p_values = [p.found.p for p in parts if METRICS[p.part.metric].form in TESTED]
+        largest = float(pd.Series(p_values, dtype=float).max(skipna=False))
         grade = "exceeds" if exceeds else first.grade.replace("exceeds", "met")
         return cls(first.verdict, grade, *first.found[:3], unit, largest, math.nan, " ".join(p.why for p in ranked))
 
     @classmethod
-    def counted(cls, verdict: str, value: float, unit: str, why: str) -> "Verdict":
-        """Return the verdict on a count, which has no interval and no test."""
+    def counted(cls, verdict: str, value: float, unit: str, why: str) -> "CriterionVerdict":
+        """Return `verdict`, and `why`, on a count `value` in `unit`, which has no interval and no test."""
         return cls(verdict, GRADES.get(verdict, ""), value, math.nan, math.nan, unit, math.nan, math.nan, why)
 
-    def corrected(self, p_holm: float, alpha: float) -> "Verdict":
-        """Return what is left of it after Holm's correction, which takes away a PASS whose p it lifts to alpha."""
+    def corrected(self, p_holm: float, alpha: float) -> "CriterionVerdict":
+        """Return it with Holm's `p_holm`: a PASS whose p is lifted to `alpha` or above becomes INCONCLUSIVE."""
         why = self.why + (f" After Holm's correction, {p_is(p_holm)}." if math.isfinite(p_holm) else "")
         lost = dict(verdict=INCONCLUSIVE, grade="") if self.verdict == PASS and not p_holm < alpha else {}
         return replace(self, p_holm=p_holm, why=why, **lost)
 
 
-VERDICT_COLUMNS = ["criterion", "about", *(field.name for field in fields(Verdict))]
+def judge_parts(records: Records, rules: r.Rules) -> pd.DataFrame:
+    """Return one row for each part of a measured criterion of `rules`, judged on the `records`."""
+    measured = [(name, rule) for name, rule in rules.criteria.items() if isinstance(rule, r.MeasuredRule)]
+    rows = [part.row(name) for name, rule in measured for part in _judged(rule.parts, records, rules)]
+    return pd.DataFrame(rows).astype({"acceptable": float, "stronger": float})
 
 
-def measured_parts(records: Records, rules: r.Rules) -> pd.DataFrame:
-    """Return one row a measured part of a criterion, PART_COLUMNS."""
-    measured = {name: rule for name, rule in rules.criteria.items() if isinstance(rule, r.MeasuredRule)}
-    rows = [
-        PartVerdict.judge(part, records, rules.alpha).row(name)
-        for name, rule in measured.items()
-        for part in rule.parts
-    ]
-    frame = pd.DataFrame(rows, columns=PART_COLUMNS)
-    return frame.astype({"acceptable": float, "stronger": float})
-
-
-def verdicts(records: Records, rules: r.Rules) -> pd.DataFrame:
-    """Return one row a criterion, VERDICT_COLUMNS."""
-    criteria = rules.criteria.items()
-    found = {
-        name: JUDGES[type(rule)](records, rules, rule)
-        for name, rule in criteria
-        if not isinstance(rule, r.ControlsRule)
-    }
-    for name, p_holm in zip(rules.family, statistics.holm([found[name].p for name in rules.family])):
-        found[name] = found[name].corrected(float(p_holm), rules.alpha)
-    for name, rule in criteria:
+def judge_criteria(records: Records, rules: r.Rules) -> pd.DataFrame:
+    """Return one row for each criterion of `rules` that the study of the `records` has."""
+    counts = {r.TestsRule: _tests, r.PipelineRule: _pipeline, r.ScalesRule: _scales}
+    criteria, judged = rules.of(records.study), {}
+    for name, rule in criteria.items():
+        if isinstance(rule, r.MeasuredRule):
+            judged[name] = CriterionVerdict.of_parts(_judged(rule.parts, records, rules))
+        elif type(rule) in counts:
+            judged[name] = counts[type(rule)](records, rule)
+    for name, p_holm in zip(rules.family, statistics.holm([judged[name].p for name in rules.family])):
+        judged[name] = judged[name].corrected(float(p_holm), rules.alpha)
+    for name, rule in criteria.items():
         if isinstance(rule, r.ControlsRule):
-            found[name] = controls(records, rules, rule, found[rule.of].verdict)
-    return pd.DataFrame([dict(criterion=name, about=rule.about) | asdict(found[name]) for name, rule in criteria])
+            judged[name] = _controls(records, rules, rule, judged[rule.of].verdict)
+    return pd.DataFrame(
+        [dict(criterion=name, about=rule.about) | asdict(judged[name]) for name, rule in criteria.items()]
+    )
 
 
-def measured(records: Records, rules: r.Rules, rule: r.MeasuredRule) -> Verdict:
-    return Verdict.of_parts([PartVerdict.judge(part, records, rules.alpha) for part in rule.parts])
+def _judged(parts: list[r.Part], records: Records, rules: r.Rules) -> list[PartVerdict]:
+    return [PartVerdict.judge(part, records, rules.alpha, records.study.judged) for part in parts]
 
 
-def tests(records: Records, rules: r.Rules, rule: r.TestsRule) -> Verdict:
+def _tests(records: Records, rule: r.TestsRule) -> CriterionVerdict:
     """FAIL if a test failed, INCONCLUSIVE if one has no result; the value is how many passed."""
     passed = dict(records.results(rule.results, ["test", "passed"])[["test", "passed"]].to_numpy())
     failed = [t for t in rule.tests if t in passed and not passed[t]]
@@ -172,57 +172,43 @@ def tests(records: Records, rules: r.Rules, rule: r.TestsRule) -> Verdict:
     good = len(rule.tests) - len(failed) - len(absent)
     why = f"{good} of {len(rule.tests)} tests pass."
     why += f" Failed: {', '.join(failed)}." * bool(failed) + f" Without a result: {', '.join(absent)}." * bool(absent)
-    return Verdict.counted(
-        FAIL if failed else INCONCLUSIVE if absent else PASS, good, f"of {len(rule.tests)} tests", why
-    )
+    verdict = FAIL if failed else INCONCLUSIVE if absent else PASS
+    return CriterionVerdict.counted(verdict, good, f"of {len(rule.tests)} tests", why)
 
 
-def pipeline(records: Records, rules: r.Rules, rule: r.PipelineRule) -> Verdict:
-    """FAIL if a job failed, INCONCLUSIVE if one is missing; the jobs of the report itself come after this verdict."""
+def _pipeline(records: Records, rule: r.PipelineRule) -> CriterionVerdict:
+    """FAIL if a job failed, INCONCLUSIVE if one is missing; the jobs of the report come after this verdict."""
     jobs = records.results("pipeline")
     if jobs.empty:
-        return Verdict.counted(
-            INCONCLUSIVE, math.nan, "jobs", "The pipeline was not run as a whole: no results/pipeline.csv."
-        )
+        why = "The pipeline was not run as a whole: no results/pipeline.csv."
+        return CriterionVerdict.counted(INCONCLUSIVE, math.nan, "jobs", why)
     jobs = jobs[jobs.stage != "report"]
     done, failed = (int((jobs.status == status).sum()) for status in ("complete", "failed"))
     verdict = FAIL if failed else PASS if 0 < len(jobs) == done else INCONCLUSIVE
-    return Verdict.counted(
-        verdict, done, f"of {len(jobs)} jobs", f"{done} of {len(jobs)} jobs complete, {failed} failed."
-    )
+    why = f"{done} of {len(jobs)} jobs complete, {failed} failed."
+    return CriterionVerdict.counted(verdict, done, f"of {len(jobs)} jobs", why)
 
 
-def scales(records: Records, rules: r.Rules, rule: r.ScalesRule) -> Verdict:
-    """PASS if a complete run of the other study has all phases and a finite loss; INCONCLUSIVE if it has none."""
+def _scales(records: Records, rule: r.ScalesRule) -> CriterionVerdict:
+    """PASS if all complete runs of the other study have all phases and a finite loss; INCONCLUSIVE without a run."""
     files = sorted((records.folder.parent / rule.study).glob("runs/*/run.json"))
     facts = [found for file in files if (found := RunFolder(file.parent).facts) and found["parameters"]["schedule"]]
     if not facts:
-        return Verdict.counted(INCONCLUSIVE, math.nan, "runs", f"{rule.study} was not run here.")
-    good = sum(
-        math.isfinite(f["summary"]["held_out_loss"] or math.nan)
-        and all(f["summary"]["phase_share"].get(p) for p in PHASES)
-        for f in facts
-    )
+        return CriterionVerdict.counted(INCONCLUSIVE, math.nan, "runs", f"{rule.study} was not run here.")
+    losses = [found["summary"]["held_out_loss"] or math.nan for found in facts]
+    whole = [all(found["summary"]["phase_share"].get(phase) for phase in PHASES) for found in facts]
+    good = sum(math.isfinite(loss) and phases for loss, phases in zip(losses, whole))
     why = f"{good} of {len(facts)} runs of {rule.study} went through all phases with a finite loss."
-    return Verdict.counted(PASS if good == len(facts) else FAIL, good, f"of {len(facts)} runs", why)
+    return CriterionVerdict.counted(PASS if good == len(facts) else FAIL, good, f"of {len(facts)} runs", why)
 
 
-JUDGES: dict[type, Callable[[Records, r.Rules, Any], Verdict]] = {
-    r.MeasuredRule: measured,
-    r.TestsRule: tests,
-    r.PipelineRule: pipeline,
-    r.ScalesRule: scales,
-}
-
-
-def controls(records: Records, rules: r.Rules, rule: r.ControlsRule, passed: str) -> Verdict:
+def _controls(records: Records, rules: r.Rules, rule: r.ControlsRule, passed: str) -> CriterionVerdict:
     """PASS if every control fails what the arm passes, FAIL if one passes; the value is the nearest control's."""
     parts = rules.criteria[rule.of].parts
     by_arm = {
-        arm: [PartVerdict.judge(p.model_copy(update={"arm": arm}), records, rules.alpha) for p in parts]
-        for arm in rule.controls
+        arm: _judged([part.model_copy(update={"arm": arm}) for part in parts], records, rules) for arm in rule.controls
     }
-    of = {arm: Verdict.of_parts(judged).verdict for arm, judged in by_arm.items()}
+    of = {arm: CriterionVerdict.of_parts(judged).verdict for arm, judged in by_arm.items()}
     near = min((judged[0] for judged in by_arm.values()), key=lambda p: (math.isnan(p.found.value), p.found.value))
     known = passed == PASS and INCONCLUSIVE not in of.values()
     verdict = FAIL if PASS in of.values() else PASS if known else INCONCLUSIVE
@@ -230,4 +216,4 @@ def controls(records: Records, rules: r.Rules, rule: r.ControlsRule, passed: str
     why += ". " + " ".join(judged[0].why for judged in by_arm.values())
     metric = METRICS[near.part.metric]
     unit = f"{metric.unit} {metric.label} of {near.part.arm}"
-    return Verdict(verdict, "", *near.found[:3], unit, math.nan, math.nan, why)
+    return CriterionVerdict(verdict, "", *near.found[:3], unit, math.nan, math.nan, why)

@@ -58,7 +58,8 @@ class Study(Shape):
 
     The criteria are judged on the source `judged_on`, by default the first of `sources`. Reported runs use `seeds`,
     tuning uses `pilot_seeds`, and no seed is both. `chapters` gives notebooks their parameters, by name. `leave_out`
-    names stages that are not for this size: their chapters would take more memory or time than they tell.
+    names stages that are not for this size: their chapters would take more memory or time than they tell. `also_reads`
+    names other studies whose records this one's chapters read, for a criterion about another size or a comparison.
     """
 
     study: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=100)
@@ -72,6 +73,7 @@ class Study(Shape):
     plan: dict[Literal["benchmark", "stress", "ablation"], list[PlanLine]] = {}
     chapters: dict[Literal[tuple(CHAPTERS.values())], dict[str, Any]] = {}
     leave_out: list[Literal[STAGES]] = []
+    also_reads: list[str] = []
     timing: Timing = Timing()
 
     @property

@@ -25,7 +25,7 @@ from hybridlib.training.trainer import HybridTrainer
 
 
 def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
-    """Train `run`, if it is not complete, to its end, on from its last checkpoint if there is one; return its `run.json`.
+    """Train `run` to its end, on from its last checkpoint if there is one; return its `run.json`.
 
     `device_choice` is the name given to `pick_device`. SIGTERM makes a checkpoint and then ends the process. Warns of
     what is damaged, does not fit, or is set aside. Raises `InUse` while another process trains the run.
