@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hybridlib.method.optimizer import HybridOptimizer
-    from hybridlib.method.predictors.base import History, Predictor
-    from hybridlib.method.predictors.controls import Hold, Sham
+    from hybridlib.method.predictors.base import History, Hold, Predictor
     from hybridlib.method.predictors.extrapolation import Dmd, Drift, Linear, Ridge
     from hybridlib.method.predictors.nesterov import Nesterov
-    from hybridlib.method.predictors.spectral import Polar, Spectral
+    from hybridlib.method.predictors.spectral import Polar, Sham, Spectral
     from hybridlib.method.predictors.wnn import Wnn
     from hybridlib.method.schedule import Phase, PhaseSchedule
 
@@ -26,11 +25,10 @@ __all__ = [
 ]  # fmt: skip
 _DEFINED_IN = {
     "optimizer": "HybridOptimizer",
-    "predictors.base": "History Predictor",
-    "predictors.controls": "Hold Sham",
+    "predictors.base": "History Hold Predictor",
     "predictors.extrapolation": "Dmd Drift Linear Ridge",
     "predictors.nesterov": "Nesterov",
-    "predictors.spectral": "Polar Spectral",
+    "predictors.spectral": "Polar Sham Spectral",
     "predictors.wnn": "Wnn",
     "schedule": "Phase PhaseSchedule",
 }

@@ -139,7 +139,13 @@ def of_files(files: tuple[tuple[Path, int], ...]) -> dict[str, tuple[Path, Kinds
     trees = {path: tree for path, _ in files if (tree := parsed(path))}
     found = [(path, node) for path, tree in trees.items() for node in tree.body if isinstance(node, ast.ClassDef)]
     classes = {node.name: node for _, node in found}
-    return {snake(node.name): (path, written_kinds(node, classes)) for path, node in found if path.stem != "base"}
+    return {snake(node.name): (path, written_kinds(node, classes)) for path, node in found if not abstract(node)}
+
+
+def abstract(cls: ast.ClassDef) -> bool:
+    """Return whether the class `cls` leaves a method to those that derive from it."""
+    methods = [node for node in cls.body if isinstance(node, ast.FunctionDef)]
+    return any("abstractmethod" in ast.unparse(mark) for method in methods for mark in method.decorator_list)
 
 
 def broken_files() -> list[str]:

@@ -79,6 +79,13 @@ def defined() -> dict[str, type[Predictor]]:
     return {name: cls for name, cls in _DEFINED.items() if not isabstract(cls)}
 
 
+class Hold(Predictor):
+    """A control: predict that nothing changes, which is what skipping the steps does."""
+
+    def predict(self, weights: Weights, horizon: int, progress: float) -> None:
+        pass
+
+
 class History(Predictor):
     """Keep the last `window` iterates since the last jump, for predictors that are fitted to a path.
 
