@@ -20,7 +20,7 @@ from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Weights, is_embedding, is_matrix
 from hybridlib.method.settings import predictor_settings
-from hybridlib.study.arm import Predictor as Settings
+from hybridlib.study.arm import PredictorSettings
 from hybridlib.training.checkpoint import CheckpointFile, copied
 from hybridlib.training.objective import Objective
 from hybridlib.training.optimizers import CombinedOptimizer, WeightAverage
@@ -656,9 +656,9 @@ def test_a_predictor_defined_in_a_notebook_is_used_by_object_and_by_name() -> No
                 weight.add_(self.store.get(f"step.{name}"), alpha=self.gain)
 
     by_object, by_name = make(), make()
-    assert Settings(name="last_step_twice", gain=2.0).settings == dict(gain=2.0)
+    assert PredictorSettings(name="last_step_twice", gain=2.0).settings == dict(gain=2.0)
     with pytest.raises(ValueError, match="gain: 'two'"):
-        Settings(name="last_step_twice", gain="two")
+        PredictorSettings(name="last_step_twice", gain="two")
     with pytest.raises(ValueError, match="gain = 'two'"):
         make_predictor("last_step_twice", gain="two")
     go(trainer_of(by_object, predictor=LastStepTwice(2.0)), 30)
@@ -684,7 +684,7 @@ def test_what_settings_are_accepted_construct_and_what_are_refused_are_named(nam
         else {}
     )
     try:
-        accepted = Settings(name=name, **chosen).settings
+        accepted = PredictorSettings(name=name, **chosen).settings
     except ValueError as error:
         assert any(f"{key}: {chosen[key]!r}" in str(error) for key in chosen)
         with pytest.raises(ValueError) as refused:

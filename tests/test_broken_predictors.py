@@ -30,10 +30,10 @@ BROKEN = {
 USE = """
 import sys
 from hybridlib.method.predictors import make_predictor
-from hybridlib.study.arm import Predictor
+from hybridlib.study.arm import PredictorSettings
 for name in ("spectral", "wnn", "mine"):
     try:
-        Predictor(name=name)
+        PredictorSettings(name=name)
         print(name, "made", type(make_predictor(name)).__name__)
     except ValueError as error:
         print(name, "refused", " ".join(str(error).split()))

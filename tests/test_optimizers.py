@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hybridlib.method.wrapping import forget_moments
-from hybridlib.study.arm import Optimizer
+from hybridlib.study.arm import OptimizerSettings
 from hybridlib.study.run import Model
 from hybridlib.training import checkpoint
 from hybridlib.training.models import build, loss_fn
@@ -22,7 +22,7 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return tokens[:, :-1], tokens[:, 1:]
 
 
-def take(model: torch.nn.Module, optimizer, steps: range, settings: Optimizer | None = None) -> None:
+def take(model: torch.nn.Module, optimizer, steps: range, settings: OptimizerSettings | None = None) -> None:
     for step in steps:
         if settings:
             set_learning_rate(optimizer, settings, step + 1, 40)
@@ -43,7 +43,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 def test_it_learns(name: str) -> None:
     model = build(SIZES, 1)
     before = loss_fn(model, batch(0)).item()
-    optimizer = make_optimizer(Optimizer(name=name, lr=3e-3), model)
+    optimizer = make_optimizer(OptimizerSettings(name=name, lr=3e-3), model)
     take(model, optimizer, range(30))
     with WeightAverage().applied(list(model.named_parameters()), optimizer):
         assert loss_fn(model, batch(0)).item() < before - 0.2
@@ -51,7 +51,7 @@ def test_it_learns(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_restored_optimizer_goes_on_bitwise(name: str, tmp_path: Path) -> None:
-    settings = Optimizer(name=name, lr=3e-3, lr_warmup_steps=4, lr_decay=0.5)
+    settings = OptimizerSettings(name=name, lr=3e-3, lr_warmup_steps=4, lr_decay=0.5)
     model = build(SIZES, 1)
     optimizer = make_optimizer(settings, model)
     take(model, optimizer, range(7), settings)
@@ -70,21 +70,21 @@ def test_a_restored_optimizer_goes_on_bitwise(name: str, tmp_path: Path) -> None
 
 def test_adam_here_is_torchs_adam() -> None:
     ours, plain = build(SIZES, 1), build(SIZES, 1)
-    take(ours, make_optimizer(Optimizer(), ours), range(5), Optimizer())
+    take(ours, make_optimizer(OptimizerSettings(), ours), range(5), OptimizerSettings())
     take(plain, torch.optim.Adam(plain.parameters(), lr=6e-4, fused=True), range(5))
     assert same(weights(ours), weights(plain))
 
 
 def test_muon_has_the_matrices_and_adam_the_rest_each_once() -> None:
     model = build(SIZES, 1)
-    muon, adam = make_optimizer(Optimizer(name="muon"), model).parts
+    muon, adam = make_optimizer(OptimizerSettings(name="muon"), model).parts
     theirs = [[p for g in part.param_groups for p in g["params"]] for part in (muon, adam)]
     assert all(p.ndim == 2 for p in theirs[0]) and model.transformer.wte.weight is theirs[1][0]
     assert sorted(map(id, theirs[0] + theirs[1])) == sorted(map(id, model.parameters()))
 
 
 def test_the_rate_rises_and_falls_over_nominal_steps() -> None:
-    settings = Optimizer(lr=1.0, lr_warmup_steps=10, lr_decay=0.5)
+    settings = OptimizerSettings(lr=1.0, lr_warmup_steps=10, lr_decay=0.5)
     optimizer = make_optimizer(settings, build(SIZES, 1))
     rates = []
     for step in (1, 5, 10, 50, 51, 76, 100, 150):
@@ -96,7 +96,7 @@ def test_the_rate_rises_and_falls_over_nominal_steps() -> None:
 @pytest.mark.parametrize("moments, share", [("keep", 1.0), ("decay", 0.5)])
 def test_what_a_jump_leaves_of_the_first_moment(moments: str, share: float) -> None:
     model = build(SIZES, 1)
-    optimizer = make_optimizer(Optimizer(), model)
+    optimizer = make_optimizer(OptimizerSettings(), model)
     take(model, optimizer, range(3))
     before = [state["exp_avg"].clone() for state in optimizer.state.values()]
     assert all(moment.any() for moment in before)
@@ -106,7 +106,7 @@ def test_what_a_jump_leaves_of_the_first_moment(moments: str, share: float) -> N
 
 def test_after_a_reset_adam_starts_anew() -> None:
     model = build(SIZES, 1)
-    optimizer = make_optimizer(Optimizer(), model)
+    optimizer = make_optimizer(OptimizerSettings(), model)
     take(model, optimizer, range(3))
     twin = build(SIZES, 1)
     with torch.no_grad():
@@ -114,14 +114,14 @@ def test_after_a_reset_adam_starts_anew() -> None:
             a.copy_(b)
     forget_moments(optimizer, "reset")
     take(model, optimizer, range(3, 6))
-    take(twin, make_optimizer(Optimizer(), twin), range(3, 6))
+    take(twin, make_optimizer(OptimizerSettings(), twin), range(3, 6))
     assert same(weights(model), weights(twin))
 
 
 def test_an_average_is_the_mean_since_the_last_jump_and_leaves_the_weights() -> None:
     model = build(SIZES, 1)
     named, average, seen = list(model.named_parameters()), WeightAverage(8), []
-    optimizer = make_optimizer(Optimizer(), model)
+    optimizer = make_optimizer(OptimizerSettings(), model)
     for step in range(7):
         if step == 3:
             average.forget()

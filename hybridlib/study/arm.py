@@ -39,7 +39,7 @@ class Schedule(Strict):
     until: float = Field(default=1.0, gt=0, le=1)
 
 
-class Predictor(Strict):
+class PredictorSettings(Strict):
     """A predictor: its `name`, its class's in snake case, and its settings, the arguments of the class."""
 
     model_config = ConfigDict(extra="allow")
@@ -50,7 +50,7 @@ class Predictor(Strict):
         return dict(self.model_extra or {})
 
     @model_validator(mode="after")
-    def _known(self) -> "Predictor":
+    def _known(self) -> "PredictorSettings":
         known = predictor_settings()
         if self.name not in known:
             broken = "".join(f"; {said}" for said in broken_files())
@@ -63,7 +63,7 @@ class Predictor(Strict):
         return self
 
 
-class Optimizer(Strict):
+class OptimizerSettings(Strict):
     """Adam at a constant learning rate and without weight decay, or a peer.
 
     `lr` is the learning rate after `lr_warmup_steps` steps of linear warm-up; over the last share `lr_decay` of the
@@ -130,8 +130,8 @@ class Arm(Strict):
     about: str = ""
     role: Literal["baseline", "arm", "control", "peer", "ablation", "stress"] = "arm"
     schedule: Schedule | None = None
-    predictor: Predictor | None = None
-    optimizer: Optimizer = Optimizer()
+    predictor: PredictorSettings | None = None
+    optimizer: OptimizerSettings = OptimizerSettings()
     precision: Literal["fp32", "bf16"] = "fp32"
     accumulation: int = Field(default=1, ge=1)
     memory: Literal["keep", "offload"] = "keep"

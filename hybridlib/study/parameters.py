@@ -75,7 +75,7 @@ def refusal(path: Path, error: ValidationError, above: str = "") -> ParameterErr
 
 
 def faults(error: ValidationError, above: str = "") -> list[str]:
-    """Return, for each fault that a schema found under the key `above`, the key, the value and what would be right."""
+    """Return, for each fault in `error`, found under the key `above`, the key, the value and what would be right."""
     found = []
     for fault in error.errors():
         place = [above] * bool(above) + [*map(str, fault["loc"])]

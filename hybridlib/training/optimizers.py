@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hybridlib.method.predictors.base import Weights, is_matrix
 from hybridlib.method.wrapping import wrapped
-from hybridlib.study.arm import Optimizer as Settings
+from hybridlib.study.arm import OptimizerSettings
 
 
 class CombinedOptimizer(torch.optim.Optimizer):
@@ -53,7 +53,7 @@ class CombinedOptimizer(torch.optim.Optimizer):
             part.state = self.state
 
 
-def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(settings: OptimizerSettings, model: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer that `settings` describe over all parameters of `model`.
 
     `muon` (Jordan et al. 2024) updates the weight matrices at rate `lr_matrices`, its updates scaled to Adam's root
@@ -84,7 +84,7 @@ def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimize
     return adam(every)
 
 
-def set_learning_rate(optimizer: Any, settings: Settings, step: int, total: int) -> None:
+def set_learning_rate(optimizer: Any, settings: OptimizerSettings, step: int, total: int) -> None:
     """Set the rate of `optimizer` for nominal step `step` (from 1) of `total`: linear warm-up, linear decay to zero.
 
     The rate rises over `settings.lr_warmup_steps` steps and falls over the last share `settings.lr_decay` of them.
