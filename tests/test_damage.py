@@ -257,7 +257,9 @@ def test_records_of_other_parameters_are_said_and_kept_and_those_of_the_same_are
 def test_what_an_early_kill_left_is_not_kept(monkeypatch) -> None:
     folder = stopped("early", monkeypatch, at_save=1)
     assert (folder / "steps.csv").exists() and not (folder / "checkpoint.safetensors").exists()
+    (folder / "mine.txt").write_text("a user's")
     finish("early")
+    assert (folder / "mine.txt").exists()
     assert not (folder.parent.parent / "superseded").exists()
 
 

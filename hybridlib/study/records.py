@@ -116,19 +116,21 @@ class RunFolder:
         write_atomically(self.path / "run.json", json.dumps(facts, indent=1) + "\n")
 
     def set_aside(self) -> Path | None:
-        """Move all that was made here to a new folder in `superseded/`, beside the folder of all runs, and return it.
+        """Move all that lies here to a new folder in `superseded/`, beside the folder of all runs, and return it.
 
-        Where there is neither a complete run nor a checkpoint, nothing would be lost: delete the rest, and return None.
+        Where there is neither a complete run nor a checkpoint, nothing is lost: delete the rows, and return None.
         """
         made = [file for file in self.path.glob("*") if file.name != ".lock" and ".part" not in file.suffixes]
-        aside = None
-        if any(file.name == "run.json" or file.suffix == ".safetensors" for file in made):
-            above = self.path.parent.parent / "superseded"
-            aside = next(to for n in itertools.count(1) if not (to := above / f"{self.path.name}.{n}").exists())
-            with writing(aside):
-                aside.mkdir(parents=True)
-        for file in made:
-            file.rename(aside / file.name) if aside else file.unlink()
+        if not any(file.name == "run.json" or file.suffix == ".safetensors" for file in made):
+            for name in self._rows:
+                (self.path / name).unlink(missing_ok=True)
+            return None
+        above = self.path.parent.parent / "superseded"
+        aside = next(to for n in itertools.count(1) if not (to := above / f"{self.path.name}.{n}").exists())
+        with writing(aside):
+            aside.mkdir(parents=True)
+            for file in made:
+                file.rename(aside / file.name)
         return aside
 
     @property
