@@ -3,13 +3,21 @@
 import pytest
 
 from hybridlib.analysis.results import BEGIN, END, committed, readme_figures, renewed
+from hybridlib.analysis.rules import read_rules
 from hybridlib.study.parameters import ROOT
+from hybridlib.study.progress import UNTIMED_STEPS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_its_figures_are_those_of_the_committed_results() -> None:
     assert README.split(BEGIN)[1].split(END)[0].strip() == readme_figures(committed())
+
+
+def test_numbers_in_its_prose_are_those_of_the_code() -> None:
+    within_s = read_rules().reliability["sigterm_checkpoint_s"].at_most
+    for said in (f"the first {UNTIMED_STEPS} steps of a run", f"a checkpoint, on small models within {within_s:g} s"):
+        assert said in " ".join(README.split())
 
 
 def test_renewing_changes_the_block_alone() -> None:

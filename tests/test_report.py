@@ -166,6 +166,20 @@ def test_what_is_hardly_larger_than_its_page_is_none() -> None:
     assert [len(export.overfull(log.format(points), "", "")) for points in ("0.9", "1.0", "1.1")] == [0, 0, 1]
 
 
+def test_a_long_table_breaks_over_pages_and_repeats_its_head(tmp_path, monkeypatch):
+    monkeypatch.setenv(PIPELINE, "06_benchmark")
+    words = ["some words that wrap " * (1 + at % 5) for at in range(120)]
+    values = {f"column {k}": [f"{at * k / 7:.3f} ± 0.0{k}" for at in range(120)] for k in range(7)}
+    wide = pd.DataFrame({"arm": [f"arm_{at}" for at in range(120)], "why": words} | values)
+    slim = pd.DataFrame({"run": [f"run {at}" for at in range(120)], "loss": ["1.0"] * 120})
+    cells = [shown(wide, "wide", "A wide one", tmp_path), shown(slim, "slim", "A slim one", tmp_path)]
+    assert export.export(tmp_path, notebook(tmp_path, *cells)) == [], "nothing is too wide or too high"
+    pages = pdf_text(tmp_path).split("\f")
+    assert "arm_0 " in pages[0] and any("arm_119 " in page for page in pages[2:])
+    assert sum("column" in page for page in pages) >= 3 and sum("run 119" in page for page in pages) == 1
+    assert "Table 1: A wide one" in pages[0] and sum("Table 2" in page for page in pages) == 1
+
+
 def test_without_tex_everything_else_is_exported(tmp_path, monkeypatch):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "pandoc").symlink_to(shutil.which("pandoc"))

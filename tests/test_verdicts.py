@@ -135,6 +135,8 @@ def test_holm_decides_in_the_family(fake_study, tmp_path) -> None:
         (lambda c: c["criteria"]["H2"].update(of="C99"), "'C99' is no measured criterion"),
         (lambda c: c.update(alpha=2.0), "alpha"),
         (lambda c: c["phase_mix"]["full"].update(at_least=2.0), "phase_mix.full.at_least"),
+        (lambda c: c["stress"].pop("detect_steps"), "stress"),
+        (lambda c: c["speed"]["gemm_share"].update(aims={}), "speed.gemm_share.aims"),
     ],
 )
 def test_wrong_rules_are_refused_by_name(tmp_path, change, says) -> None:

@@ -4,7 +4,7 @@ Every criterion is judged on the data source that a study names with `judged_on`
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -113,21 +113,14 @@ class ControlsRule(Strict):
 Criterion = Annotated[MeasuredRule | TestsRule | PipelineRule | ScalesRule | ControlsRule, Field(discriminator="kind")]
 
 
+StressLimit = Literal["detect_steps", "recover_steps", "least_throughput", "share_tolerance"]
+
+
 class Share(Limits):
     """What share of the steps after Warmup a phase may have."""
 
     at_least: float = Field(ge=0, le=1)
     at_most: float = Field(ge=0, le=1)
-
-
-class StressLimits(Strict):
-    """By which the stress tests are judged: computed steps until a fault is answered by a rollback, nominal steps until
-    the loss is back, trained tokens a second over the hybrid's, and how far a phase's share may move."""
-
-    detect_steps: int
-    recover_steps: int
-    least_throughput: float
-    share_tolerance: float
 
 
 class Rung(Limits):
@@ -163,7 +156,7 @@ class Rules(Strict):
     family: list[str]
     phase_mix: dict[Literal["full", "predict", "correct"], Share]
     criteria: dict[str, Criterion] = Field(min_length=1)
-    stress: StressLimits
+    stress: dict[StressLimit, float] = Field(min_length=len(get_args(StressLimit)))
     ablation: list[Rung]
     reliability: dict[str, Promise]
     speed: dict[str, Goal]

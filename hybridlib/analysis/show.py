@@ -122,10 +122,14 @@ class Shown:
     def explained(self, link: bool) -> Displayed | None:
         """Return how to read it and, with `link`, which chapter it comes from; None where there is nothing to say."""
         number, _, title = self.chapter.partition("_")
-        where = f"[Chapter {number}, {title}]({{}}{self.chapter}.ipynb)." if link and self.kind != "text" else ""
-        text = " ".join(filter(None, [self.reading.replace("{", "{{").replace("}", "}}"), where]))
-        report = {"text/markdown": text.format("notebooks/")}  # from the study's folder, where the report lies
-        return Displayed({"text/markdown": text.format("")}, report=report, empty=self.empty) if text else None
+        linked = link and self.kind != "text"
+
+        def text(notebooks: str) -> str:
+            where = f"[Chapter {number}, {title}]({notebooks}{self.chapter}.ipynb)." if linked else ""
+            return f"{self.reading} {where}".strip()
+
+        report = {"text/markdown": text("notebooks/")}  # from the study's folder, where the report lies
+        return Displayed({"text/markdown": text("")}, report=report, empty=self.empty) if text("") else None
 
     def display(self, link: bool) -> None:
         """Display it and how to read it, with a `link` to its chapter if asked for."""

@@ -14,11 +14,15 @@ LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasci
 WIDE_CHARACTERS = 28  # a column with longer cells is set as a paragraph
 LINEWIDTHS_A_CHARACTER = 0.0105  # in a table's font, about
 LONG_LINES = 25  # a table of more lines breaks over pages
-# What a long table begins with: a box measures it, and font, gaps and paragraphs shrink to the text's width.
-SHRUNK = r"""\begingroup\small\def\LTcaptype{table}\sbox0{%s}\dimen0=1.02\wd0 \ifdim\dimen0>\linewidth
+# What a long table begins with: a new page where few lines are left, and a box that measures it. If that is too wide,
+# font, gaps and paragraphs shrink to the text's width.
+SHRUNK = r"""\begingroup\small\def\LTcaptype{table}\par
+\ifdim\pagegoal<\maxdimen\ifdim\dimexpr\pagegoal-\pagetotal\relax<12\baselineskip\newpage\fi\fi
+\ifdefined\tablewidth\else\newdimen\tablewidth\fi\tablewidth=\linewidth
+\sbox0{%s}\dimen0=1.02\wd0 \ifdim\dimen0>\linewidth
   \edef\size{\the\dimexpr\fontdimen6\font*\number\linewidth/\number\dimen0\relax}%%
   \tabcolsep=\dimexpr\tabcolsep*\number\linewidth/\number\dimen0\relax
-  \linewidth=\dimexpr\linewidth*\number\linewidth/\number\dimen0\relax
+  \tablewidth=\dimexpr\linewidth*\number\linewidth/\number\dimen0\relax
   \fontsize{\size}{1.2\dimexpr\size\relax}\selectfont\fi"""
 
 
@@ -124,6 +128,7 @@ def latex_table(text: pd.DataFrame, caption: str) -> str:
         shrunk = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
         table = [r"\begin{table}[H]", r"\centering\small", title, shrunk, tabular(rows), r"}\end{table}"]
         return "\n".join(table)
+    columns = columns.replace(r"\linewidth", r"\tablewidth")
     longest = sorted({at for c in text for at in text[c].str.len().nlargest(3, "all").index[:9]})
     table = [SHRUNK % tabular([rows[at] for at in longest]), rf"\begin{{longtable}}{{{columns}}}", title + r" \\", *top]
     table += [r"\endfirsthead", *top, r"\endhead", r"\bottomrule", r"\endfoot", *rows, r"\end{longtable}", r"\endgroup"]
