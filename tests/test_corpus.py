@@ -17,7 +17,7 @@ from tokenizers import pre_tokenizers
 
 from hybridlib.study.run import Source
 from hybridlib.training import corpus, tokenizer
-from hybridlib.training.corpus import Activity, Corpus, CorpusError, load_corpus, split
+from hybridlib.training.corpus import Activity, Corpus, CorpusError, load_corpus, two_sides
 from hybridlib.training.text_files import read_texts
 
 CPU = "3509e49a127eda86f0e04d046e565334f8fca423772cef49a4537553995e5b26"  # of the runs under outputs/cpu
@@ -48,7 +48,7 @@ def prose(seed: int, words: int = 400) -> str:
 
 
 def sides(*paths: Path, pct: float = 30.0) -> tuple[list[str], list[str]]:
-    return split(read_texts(list(paths)), pct)
+    return two_sides(read_texts(list(paths)), pct)
 
 
 @THIS_PYTHON
@@ -129,7 +129,7 @@ def test_any_mix_of_files_is_a_corpus_of_two_sides_or_refused_by_name(mix: list,
                     path.symlink_to("nowhere")
         try:
             texts = read_texts([Path(place), *Path(place).iterdir()])
-            train, held_out = split(texts, pct)
+            train, held_out = two_sides(texts, pct)
             assert not (set(train) & set(held_out)) - {""}
             assert sum(map(len, train + held_out)) == sum(len(text) for _, text in texts)
             if max(len(text) for _, text in texts) > 12:

@@ -75,7 +75,7 @@ def test_held_out_text_is_never_trained_on() -> None:
 @pytest.mark.parametrize("pct", [5.0, 20.0, 60.0])
 def test_the_share_that_is_held_out_is_the_one_asked_for(pct: float) -> None:
     texts = [(f"{i}.txt", f"text {i}") for i in range(4000)]
-    _, held_out = corpus.split(texts, pct)
+    _, held_out = corpus.two_sides(texts, pct)
     assert len(held_out) / len(texts) == pytest.approx(pct / 100, abs=0.02)  # three standard deviations at most
 
 

@@ -26,7 +26,6 @@ from hybridlib.study import chapters, progress
 from hybridlib.study.chapters import source, stamp
 from hybridlib.study.plan import PIPELINE, Job
 from hybridlib.study.provenance import ROOT, from_root
-from hybridlib.study.records import RunFolder
 from hybridlib.study.storage import part_of, writing
 
 PATIENCE_S = 30.0  # for a checkpoint, which takes a step's time and a write's
@@ -123,10 +122,7 @@ def job_state(job: Job, study: str) -> str:
 
 def why_again(job: Job, study: str) -> str:
     """Say in one sentence why what `job` made in `study` is damaged, or not what it would make today."""
-    if job.run is None:
-        return chapters.why_chapter_stale(job, study)
-    records = RunFolder(progress.run_folder(job.run))
-    return records.damage() or progress.why_run_stale(job.run, records.facts or {})
+    return progress.why_run_again(job.run) if job.run else chapters.why_chapter_stale(job, study)
 
 
 def execute(job: Job, study: str, console: Console) -> None:

@@ -60,6 +60,20 @@ def why_run_stale(run: Run, facts: dict[str, Any]) -> str:
     return other_parameters(run, facts.get("parameters"))
 
 
+def why_run_again(run: Run) -> str:
+    """Say in one sentence what is damaged or stale of the records of `run`; empty if nothing is."""
+    records = RunFolder(run_folder(run))
+    facts = records.facts
+    return why_run_stale(run, facts) if facts else records.damage()
+
+
+def why_not_of(run: Run, now: dict[str, Any], then: dict[str, Any]) -> str:
+    """Say why a checkpoint that is about `then` is not one that `run` would make, which is about `now`; or nothing."""
+    other = [key for key in ("device", "corpus_sha256") if then.get(key) != now[key]]
+    differ = "; ".join(f"its {key} was {then.get(key)}, today's is {now[key]}" for key in other)
+    return why_run_stale(run, then) or differ
+
+
 def other_parameters(run: Run, recorded: Any) -> str:
     """Say in one sentence how `recorded` parameters differ from those of `run`; empty if they don't.
 

@@ -135,7 +135,7 @@ def tokenise(
 
     `vocab` is the tokenizer's size, `held_out_pct` and `by_content` are as for `split`, `say` gets the progress.
     """
-    train, held_out = split(texts, held_out_pct, by_content)
+    train, held_out = two_sides(texts, held_out_pct, by_content)
     total = sum(map(len, train)) + sum(map(len, held_out)) or 1
     say("learning a tokenizer")
     tokenizer = train_tokenizer(train, vocab)
@@ -145,7 +145,9 @@ def tokenise(
     return first, encode(tokenizer, held_out, dtype, lambda chars: say(f"tokenising, {(before + chars) / total:.0%}"))
 
 
-def split(texts: list[tuple[str, str]], held_out_pct: float, by_content: bool = True) -> tuple[list[str], list[str]]:
+def two_sides(
+    texts: list[tuple[str, str]], held_out_pct: float, by_content: bool = True
+) -> tuple[list[str], list[str]]:
     """Split (name, text) pairs `texts` into training and held-out texts: by file, or by block where files are few.
 
     About `held_out_pct` percent are held out. A checksum of the name decides, and equal texts go where the first of

@@ -6,8 +6,6 @@ import time
 import warnings
 from typing import Any
 
-import torch
-
 from hybridlib.method.schedule import Phase, PhaseState
 from hybridlib.study import progress, provenance
 from hybridlib.study.progress import UNTIMED_STEPS, summarise
@@ -27,104 +25,81 @@ from hybridlib.training.trainer import HybridTrainer
 def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
     """Train `run` to its end, on from its last checkpoint if there is one; return its `run.json`.
 
-    `device_choice` is the name given to `pick_device`. SIGTERM makes a checkpoint and then ends the process. Warns of
-    what is damaged, does not fit, or is set aside. Raises `InUse` while another process trains the run.
+    It goes on from the newest sound checkpoint that this run could have made here, its records cut back to there. If
+    there is none, what lies in the folder is set aside for a fresh start. `device_choice` is the name given to
+    `pick_device`. SIGTERM makes a checkpoint and then ends the process. Warns of what is damaged, does not fit, or is
+    set aside. Raises `InUse` while another process trains the run.
     """
     records = RunFolder(progress.run_folder(run))
     with locked(records.path, "trains it"), Preemption() as preemption:
         if progress.run_state(run) == "complete":
             return records.facts
+        shown = provenance.from_root(records.path)
+        if said := progress.why_run_again(run):
+            warnings.warn(f"{shown}: {said}; the run is trained again", stacklevel=2)
         device = pick_device(device_choice, run.threads)
-        try:
-            return _train(run, device, records, preemption)
-        except OfOtherCode as error:
-            warnings.warn(str(error), stacklevel=2)
-        return _train(run, device, records, preemption)
+        about = dict(started_at=provenance.now(), device=device_name(device, run.threads))
+        warm_up_kernels(run, device)
+        source = open_source(run.source, run.model.vocab_size, run.batch_size, run.seq_len)
+        give_back()
+        meter = Meter(device)  # made before there is a model, because memory counts from here
+        about |= progress.identity(run) | dict(corpus_sha256=source.sha256)
+        file = CheckpointFile(progress.checkpoint_path(run), lambda: dict(files=records.marks()), about)
 
+        def fits(saved: State) -> bool:
+            why = progress.why_not_of(run, about, saved.get("about", {}))
+            if not why and not records.cut_back(saved["beside"]["files"]):
+                why = "its CSV files are not as a checkpoint left them"
+            if why:
+                said = f"{shown}: a checkpoint does not fit: {why}; going on from an earlier state"
+                warnings.warn(said, stacklevel=2)
+            return not why
 
-class OfOtherCode(ValueError):
-    """The code of today cannot take a checkpoint's state; the checkpoint has been set aside."""
+        def set_aside(why: str) -> None:
+            if aside := records.set_aside():
+                kept = f"what was there is kept in {provenance.from_root(aside)}"
+                warnings.warn(f"{shown}: {why}starts afresh; {kept}", stacklevel=3)
 
-
-def _train(run: Run, device: torch.device, records: RunFolder, preemption: Preemption) -> dict[str, Any]:
-    about = dict(started_at=provenance.now(), device=device_name(device, run.threads))
-    warm_up_kernels(run, device)
-    source = open_source(run.source, run.model.vocab_size, run.batch_size, run.seq_len)
-    give_back()
-    meter = Meter(device)  # made before there is a model, because memory counts from here
-    about |= progress.identity(run) | dict(corpus_sha256=source.sha256)
-    file = CheckpointFile(progress.checkpoint_path(run), lambda: dict(files=records.marks()), about)
-    saved = _to_go_on_from(run, records, file)
-    trainer = make_trainer(run, device, snapshots=file, meter=meter)
-    if run.fault:
-        install(run.fault, trainer)
-    if resumed := saved is not None:
-        _load(trainer, saved["state"], records)
-        about["started_at"] = saved["about"]["started_at"]
-        del saved
-    loop = Loop(run, trainer, records, source, preemption)
-    compile_s = loop.rehearse() if run.compile else 0.0
-    loop.until(run.steps)
-    loop.extend()
-    facts = dict(study=run.study, arm=run.arm, role=run.role, data=run.data, seed=run.seed)
-    facts |= dict(parameters=run.model_dump(), floor_nats=source.floor_nats, code=provenance.code()) | about
-    facts |= dict(
-        versions=provenance.versions(),
-        interpreter=provenance.interpreter(),
-        ended_at=provenance.now(),
-        resumed=resumed,
-        compile_s=compile_s,
-        model_parameters=sum(weight.numel() for _, weight in trainer.optimizer.weights),
-        weights_sha256=weights_sha256(trainer.objective.model),
-        memory_floor_mb=meter.floor_mb,
-        nvml_used_mb=nvml_used_mb(device),
-        target_loss=progress.target_loss(run),
-        last_step=trainer.state.step - 1,
-    )
-    tokens = run.batch_size * run.seq_len
-    facts["summary"] = summarise(records.flushed_steps(), records.evals(), run.steps, tokens)
-    records.finish(facts)
-    if run.extend == 1 or facts["target_loss"] is not None:
-        file.remove()
-    return facts
-
-
-def _to_go_on_from(run: Run, records: RunFolder, file: CheckpointFile) -> State | None:
-    """Return the newest sound checkpoint that this run could have made here, its records cut back to there.
-
-    None if there is none: what lies in the folder is set aside then, for a fresh start.
-    """
-
-    def fits(saved: State) -> bool:
-        then, now = saved.get("about", {}), file.about
-        other = (key for key in ("device", "corpus_sha256") if then.get(key) != now[key])
-        why = progress.why_run_stale(run, then)
-        why = why or "; ".join(f"its {key} was {then.get(key)}, today's is {now[key]}" for key in other)
-        if not why and not records.cut_back(saved["beside"]["files"]):
-            why = "its CSV files are not as a checkpoint left them"
-        if why:
-            warnings.warn(f"{shown}: a checkpoint does not fit: {why}; going on from an earlier state", stacklevel=2)
-        return not why
-
-    shown, facts = provenance.from_root(records.path), records.facts
-    if said := records.damage() or (facts and progress.why_run_stale(run, facts)):
-        warnings.warn(f"{shown}: {said}; the run is trained again", stacklevel=2)
-    if (saved := file.newest(fits)) is not None:
-        (records.path / "run.json").unlink(missing_ok=True)
-    elif aside := records.set_aside():
-        kept = f"what was there is kept in {provenance.from_root(aside)}"
-        warnings.warn(f"{shown}: starts afresh; {kept}", stacklevel=2)
-    return saved
-
-
-def _load(trainer: HybridTrainer, state: State, records: RunFolder) -> None:
-    """Let `trainer` go on from `state`. Raise `OfOtherCode`, with `records` set aside, if it cannot."""
-    try:
-        trainer.load_state_dict(state)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        shown, aside = provenance.from_root(records.path), provenance.from_root(records.set_aside())
-        why = f"other code made its checkpoint ({error!r}): starts afresh; what was there is kept in {aside}"
-        raise OfOtherCode(f"{shown}: {why}") from None
+        if (saved := file.newest(fits)) is None:
+            set_aside("")
+        trainer = make_trainer(run, device, snapshots=file, meter=meter)
+        if saved is not None:
+            try:
+                trainer.load_state_dict(saved["state"])
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                set_aside(f"other code made its checkpoint ({error!r}): ")
+                saved, trainer = None, make_trainer(run, device, snapshots=file, meter=meter)
+            else:
+                (records.path / "run.json").unlink(missing_ok=True)
+                about["started_at"] = saved["about"]["started_at"]
+        if run.fault:
+            install(run.fault, trainer)
+        resumed, saved = saved is not None, None
+        loop = Loop(run, trainer, records, source, preemption)
+        compile_s = loop.rehearse() if run.compile else 0.0
+        loop.until(run.steps)
+        loop.extend()
+        facts = dict(study=run.study, arm=run.arm, role=run.role, data=run.data, seed=run.seed)
+        facts |= dict(parameters=run.model_dump(), floor_nats=source.floor_nats, code=provenance.code()) | about
+        facts |= dict(
+            versions=provenance.versions(),
+            interpreter=provenance.interpreter(),
+            ended_at=provenance.now(),
+            resumed=resumed,
+            compile_s=compile_s,
+            model_parameters=sum(weight.numel() for _, weight in trainer.optimizer.weights),
+            weights_sha256=weights_sha256(trainer.objective.model),
+            memory_floor_mb=meter.floor_mb,
+            nvml_used_mb=nvml_used_mb(device),
+            target_loss=progress.target_loss(run),
+            last_step=trainer.state.step - 1,
+        )
+        tokens = run.batch_size * run.seq_len
+        facts["summary"] = summarise(records.flushed_steps(), records.evals(), run.steps, tokens)
+        records.finish(facts)
+        if run.extend == 1 or facts["target_loss"] is not None:
+            file.remove()
+        return facts
 
 
 class Loop:

@@ -99,7 +99,7 @@ class Objective:
 
     def _loss(self, batch: Any, gradients: bool) -> float:
         size, total = size_of(batch), torch.zeros((), device=self.device)
-        for micro in split(batch, self.accumulation):  # fewer where the batch is smaller
+        for micro in micro_batches(batch, self.accumulation):  # fewer where the batch is smaller
             with torch.set_grad_enabled(gradients):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                     loss = self.loss_fn(self.model, micro) * (size_of(micro) / size)
@@ -147,7 +147,7 @@ def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return type(batch)(mapped(part, change) for part in batch) if isinstance(batch, (list, tuple)) else batch
 
 
-def split(batch: Any, parts: int) -> list[Any]:
+def micro_batches(batch: Any, parts: int) -> list[Any]:
     """Return `batch` as at most `parts` micro-batches, as even as `torch.chunk` makes them."""
     sizes = [len(chunk) for chunk in first_tensor(batch).chunk(parts)]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
