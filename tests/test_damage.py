@@ -22,8 +22,8 @@ from hybridlib.method.offload import TensorStore
 from hybridlib.study import chapters, execute, progress
 from hybridlib.study.parameters import load_study
 from hybridlib.study.plan import plan
-from hybridlib.study.records import RunFolder, mark
-from hybridlib.study.storage import InUse, StorageError, locked, part_of, write_atomically
+from hybridlib.study.records import RunFolder
+from hybridlib.study.storage import InUse, StorageError, locked, mark, part_of, write_atomically
 from hybridlib.training import NUMERICS, experiment
 from hybridlib.training import checkpoint as tensor_file
 from hybridlib.training.checkpoint import CheckpointFile
@@ -145,7 +145,7 @@ def test_a_damaged_csv_of_a_run_that_was_cut_off_gives_way_to_an_earlier_state(m
     whole = run(study="whole", steps=STEPS)
     experiment.train(whole, "cpu")
     folder = stopped("cut", monkeypatch)
-    previous = tensor_file.read(folder / "checkpoint.previous.safetensors")["beside"]["files"]["steps.csv"][0]
+    previous = tensor_file.read(folder / "checkpoint.previous.safetensors")["beside"]["steps.csv"][0]
     for study, place, resumed in (("late", previous + 30, True), ("early", 200, False)):
         folder = stopped(study, monkeypatch)
         content = bytearray((folder / "steps.csv").read_bytes())

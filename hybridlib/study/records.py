@@ -15,10 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from hybridlib.study.storage import write_atomically, writing
+from hybridlib.study.storage import Mark, mark, write_atomically, writing
 
 PHASES = ("warmup", "full", "predict", "correct")
-Mark = tuple[int, str]  # a file's length in bytes, and the sha256 of its content so far
 
 
 @dataclass(slots=True)
@@ -171,12 +170,6 @@ class RunFolder:
     def evals(self) -> pd.DataFrame:
         """Return `evals.csv`, with EVAL_COLUMNS."""
         return pd.read_csv(self.path / "evals.csv")
-
-
-def mark(file: Path, length: int | None = None) -> Mark:
-    """Return length and sha256 of `file`, or of its first `length` bytes; (0, of nothing) where there is none."""
-    content = file.read_bytes()[:length] if file.exists() else b""
-    return len(content), hashlib.sha256(content).hexdigest()
 
 
 def sha256_of(facts: dict[str, Any]) -> str:

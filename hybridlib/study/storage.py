@@ -1,5 +1,6 @@
 """Files that are whole or not there, whatever is killed or full, and folders that one process works in at a time."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+Mark = tuple[int, str]  # a file's length in bytes, and the sha256 of its content so far
 
 
 class StorageError(OSError):
@@ -86,6 +89,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def mark(file: Path, length: int | None = None) -> Mark:
+    """Return length and sha256 of `file`, or of its first `length` bytes; (0, of nothing) where there is none."""
+    content = file.read_bytes()[:length] if file.exists() else b""
+    return len(content), hashlib.sha256(content).hexdigest()
 
 
 @contextmanager

@@ -44,11 +44,11 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
         give_back()
         meter = Meter(device)  # made before there is a model, because memory counts from here
         about |= progress.identity(run) | dict(corpus_sha256=source.sha256)
-        file = CheckpointFile(progress.checkpoint_path(run), lambda: dict(files=records.marks()), about)
+        file = CheckpointFile(progress.checkpoint_path(run), records.marks, about)
 
         def fits(saved: State) -> bool:
             why = progress.why_not_of(run, about, saved.get("about", {}))
-            if not why and not records.cut_back(saved["beside"]["files"]):
+            if not why and not records.cut_back(saved["beside"]):
                 why = "its CSV files are not as a checkpoint left them"
             if why:
                 said = f"{shown}: a checkpoint does not fit: {why}; going on from an earlier state"
