@@ -22,13 +22,13 @@ from rich.table import Table
 
 from hybridlib.study import reproduce
 from hybridlib.study.execute import check, executed, forget, job_state, why_again
-from hybridlib.study.parameters import OUTPUTS, load_study
+from hybridlib.study.parameters import OUTPUTS, ROOT, load_study
 from hybridlib.study.pipeline import Pipeline, known_times
 from hybridlib.study.plan import STAGES, Job, estimated_s, plan
 from hybridlib.study.progress_line import duration, replace_unknown_characters, use_utf8
 from hybridlib.study.provenance import end_with
 from hybridlib.study.records import RunFolder
-from hybridlib.study.storage import InUse, StorageError, locked
+from hybridlib.study.storage import InUse, locked
 
 RESUMABLE = os.EX_TEMPFAIL  # 75, in sysexits.h: try again later
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
@@ -36,18 +36,25 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 
 def device(name: str) -> str:
     """Return `name`, a device to train on; raise `ArgumentTypeError` for any other text."""
-    if not re.fullmatch(r"auto|cpu|cuda:\d+", name):
+    if not re.fullmatch(r"auto|cpu|cuda:[0-9]+", name):
         raise argparse.ArgumentTypeError(f"{name!r} is none of auto, cpu, cuda:0, cuda:1, …")
     return name
+
+
+def count(text: str) -> int:
+    """Return the number in `text`, at least 1; raise `ArgumentTypeError` for any other text."""
+    if not re.fullmatch(r"0*[1-9][0-9]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return what `argv`, or the command line, asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, names = parser.add_argument, dict(nargs="+", default=[])
+    add, names = parser.add_argument, dict(nargs="+", action="extend", default=[])
     add("--study", default="cpu", metavar="NAME|FILE", help="a study in params/, or a .yaml file (default: cpu)")
     only = f"these stages alone, of: {', '.join(STAGES)}; their chapters are executed again even if up to date"
-    add("--only", nargs="+", choices=STAGES, metavar="STAGE", help=only)
+    add("--only", nargs="+", action="extend", choices=STAGES, metavar="STAGE", help=only)
     add("--arms", **names, metavar="ARM", help="train these arms alone")
     add("--data", **names, metavar="DATA", help="train on these data sources alone")
     add("--seeds", **names, type=int, metavar="SEED", help="train with these seeds alone")
@@ -65,7 +72,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--reproduce", action="store_true", help=again)
     verify = "only that, for N complete runs chosen at random (default: 2)"
-    add("--verify", nargs="?", const=2, type=int, metavar="N", help=verify)
+    add("--verify", nargs="?", const=2, type=count, metavar="N", help=verify)
     add("--choice", type=int, metavar="SEED", help="of --verify: choose as the start did that printed this number")
     return parser.parse_args(argv)
 
@@ -76,25 +83,30 @@ def main(argv: list[str] | None = None) -> int:
     replace_unknown_characters()
     try:
         study = load_study(args.study)
+        if left_out := sorted({*(args.only or ())} & {*study.leave_out}):
+            raise ValueError(f"--only {left_out[0]}: study {study.study} has no such stage: its leave_out names it")
         jobs = plan(study, args.study, args.only or STAGES, args.arms, args.data, args.seeds, args.full, args.device)
+        if (args.arms or args.data or args.seeds) and not any(job.run for job in jobs):
+            left = "" if args.full else "; it may be left to --full"
+            raise ValueError(f"{study.study} has nothing to train in these stages of --arms, --data and --seeds{left}")
         check(jobs)
         again = reproduce.pair(study) if args.reproduce else []
     except ValueError as error:  # ParameterError is one
         return refuse(error, 2)
-    if args.verify is None:
-        print_plan(jobs, study.study, args)
-        if again:
-            console.print(f"Before it, --reproduce trains {' and '.join(run.id for run in again)} again.")
-    if args.dry_run:
-        return 0
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, stop)
     try:
+        if args.verify is None:
+            print_plan(jobs, study.study, args)
+            if again:
+                console.print(f"Before it, --reproduce trains {' and '.join(run.id for run in again)} again.")
+        if args.dry_run:
+            return 0
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, stop)
         with locked(OUTPUTS / study.study, "executes its plan"):
             return run(jobs, Pipeline(study, args.study, console, args.full), args)
     except InUse as error:
         return refuse(f"{error}: wait for it, or stop it.", 1)
-    except (reproduce.CannotTrain, StorageError) as error:
+    except (reproduce.CannotTrain, OSError) as error:  # StorageError is one
         return refuse(error, 1)
 
 
@@ -113,11 +125,12 @@ def print_plan(jobs: list[Job], study: str, args: argparse.Namespace) -> None:
     """Print `jobs`, the plan of `study`: what there is of each, and how long the rest takes as `args` asks for it."""
     known, total, again = known_times(study), 0.0, {}
     title = f"Study {study}: {len(jobs)} jobs"
-    table = Table("", "stage", "job", "state", "estimate", title=title, title_justify="left")
+    table, paths = Table("", "stage", "job", "state", "estimate", title=title, title_justify="left"), {}
     for at, job in enumerate(jobs, start=1):
         state, seconds = job_state(job, study), estimated_s(job, known)
         if todo := is_to_do(job, state, args):
             total += seconds
+            paths |= dict.fromkeys(job.run.source.paths if job.run else ())
         if state in ("stale", "damaged"):
             again.setdefault((state, why_again(job, study)), []).append(job.name)
         elsewhere = on_device(job, args.device) if state == "complete" else ""
@@ -126,6 +139,8 @@ def print_plan(jobs: list[Job], study: str, args: argparse.Namespace) -> None:
     console.print(table)
     for (state, why), names in again.items():
         console.print(escape(f"{state}: {', '.join(names[:4])}{' …' * (len(names) > 4)}: {why}"))
+    for path in filter(lambda path: not os.path.exists(ROOT / path), paths):
+        console.print(f"[red]paths: {escape(repr(path))}: no such file or folder in {escape(str(ROOT))}[/]")
     source = "from this study's records" if known else "a rough guess for two CPU cores"
     console.print(f"Estimated time: {duration(total)} ({source}).")
 

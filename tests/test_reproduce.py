@@ -86,6 +86,7 @@ def test_a_run_that_cannot_be_trained_is_named(little: Study) -> None:
     run = reproduce.again(
         reproduce.pair(little)[0],
         source=little.sources["markov"].model_copy(update=dict(kind="text", paths=["nowhere"])),
+        model=little.model.model_copy(update=dict(vocab_size=300)),
     )
     with pytest.raises(reproduce.CannotTrain, match="baseline-markov-s3 could not be trained: .*nowhere"):
         reproduce.train_alone(run, "cpu")

@@ -266,6 +266,10 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
         (["--study", "smoke", "--only", "reprot"], "invalid choice: 'reprot'"),
         (["--study", "smoke", "--device", "gpu"], "'gpu' is none of auto, cpu, cuda:0"),
         (["--study", "smoke", "--seeds", "x"], "invalid int value"),
+        (["--study", "smoke", "--verify", "-1"], "'-1' is no whole number from 1 on"),
+        (["--study", "smoke", "--verify", "0"], "'0' is no whole number from 1 on"),
+        (["--study", "smoke", "--only", "report", "--arms", "hybrid"], "nothing to train in these stages"),
+        (["--study", "gpt2-small", "--only", "report", "predictors"], "--only predictors: study gpt2-small"),
     ],
 )
 def test_a_wrong_argument_is_refused(args, said, capsys):
@@ -290,6 +294,40 @@ def test_a_wrong_parameter_of_a_chapter_is_refused(tmp_path, capsys, given, said
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content))
     assert status("--study", str(tmp_path / "s.yaml"), "--dry-run") == 2
     assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_option_given_twice_adds_to_itself():
+    given = run_all.arguments(["--seeds", "1", "--seeds", "2", "3", "--only", "report", "--only", "memory"])
+    assert (given.seeds, given.only, given.arms) == ([1, 2, 3], ["report", "memory"], [])
+
+
+def test_a_run_that_two_stages_plan_is_one_job():
+    lines = SMOKE.plan | dict(ablation=[*SMOKE.plan["ablation"], *SMOKE.plan["benchmark"]])
+    twice = SMOKE.model_copy(update=dict(plan=lines))
+    assert [job.name for job in plan(twice, "smoke")] == [job.name for job in plan(SMOKE, "smoke")]
+    alone = training(plan(twice, "smoke", only=["ablation"]))
+    assert {job.run.arm for job in alone} > {"baseline", "hybrid", "hybrid_bf16"}
+
+
+def test_text_that_is_not_there_is_said_with_the_plan(tmp_path, capsys):
+    content = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
+    content["sources"]["text"]["paths"] = ["params", "~/no [such] text"]
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content | dict(study="without_text")))
+    assert status("--study", str(tmp_path / "s.yaml"), "--dry-run") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "paths: '~/no [such] text': no such file or folder" in said and "'params'" not in said
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link", "long name"])
+def test_a_place_where_no_outputs_can_lie_is_said_in_one_line(tmp_path, kind):
+    outputs = tmp_path / ("x" * 300 if kind == "long name" else "outputs")
+    outputs.write_text("") if kind == "file" else outputs.symlink_to("nowhere") if kind == "dangling link" else None
+    done = command("--study", "smoke", "--only", "report", outputs=outputs)
+    assert done.returncode == 1 and not done.stderr
+    said = done.stdout.splitlines()[-1]
+    assert ("File name too long" if kind == "long name" else f"{outputs} is no folder)") in said and str(
+        outputs
+    ) in said
 
 
 def test_stages_that_a_study_leaves_out_are_not_planned():

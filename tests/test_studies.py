@@ -142,6 +142,14 @@ def test_hybrids_phases_are_in_the_briefs_bands(name):
         ("arms.hybrid.predictor.iterations", -3, ["arms.hybrid.predictor", "iterations: -3"]),
         ("arms.mine.fault", dict(kind="lr_spike", step=81), ["arms.mine", "fault.step 81", "80 steps"]),
         ("threads", 5000, ["threads", "5000", "1024"]),
+        ("arms.mine", None, ["arms.mine: None: must be settings"]),
+        ("arms", 0, ["arms: 0: must map"]),
+        ("seeds", 3, ["seeds: 3", "write [3]"]),
+        ("seeds", ["08"], ["seeds.0: '08'", "write 8 without quotes"]),
+        ("leave_out", [["phases"] * 1000], ["leave_out.0", "'phases', ...]"]),
+        ("chapters", {"09_report": dict(study="cpu")}, ["chapters.09_report.study", "--study"]),
+        ("chapters", {"02_phases": dict(device="cpu")}, ["chapters.02_phases.device", "--device"]),
+        ("sources.text.paths", [""], ["sources.text.paths.0: ''", "at least 1 character"]),
     ],
 )
 def test_a_bad_value_is_refused_by_name(tmp_path, path, value, said):
@@ -165,6 +173,12 @@ def test_a_bad_value_is_refused_by_name(tmp_path, path, value, said):
         ("seeds: [1:30, 43]", ["1:30", "base 60", "90", "line 1"]),
         ("max_mb: 1:30.5", ["1:30.5", "base 60", "90.5"]),
         ("on: true", ["key True", "quotes"]),
+        ("study: 007", ["007 is read in base 8", '"007" for text']),
+        ("steps: 1" + "0" * 400, ["line 1", "1000", "too large"]),
+        ("arms:\n\t- a", ["line 2", "Indent with spaces"]),
+        ("arms: &a {b: *a}", ["an alias inside of what it stands for"]),
+        ("arms: " + "[" * 500 + "]" * 500, ["more than 30 levels"]),
+        ("arms: {a: {b: 1, <<: {c: 2}, b: 3}}", ["'b' given twice"]),
     ],
 )
 def test_a_malformed_file_is_refused(tmp_path, text, said):
@@ -183,9 +197,43 @@ def test_numbers_are_read_as_they_are_written(tmp_path):
     assert [type(value) for value in found[:5]] == [float] * 5
 
 
+def test_merge_keys_and_anchors_are_read(tmp_path):
+    own = "a: {guards: &g {sigmas: 3.0, grace_steps: 1}}, b: {guards: &h {<<: *g, sigmas: 2.0}}, c: {guards: {<<: *h}}"
+    (tmp_path / "merged.yaml").write_text(f"arms: {{{own}}}")
+    arms = read_yaml(tmp_path / "merged.yaml")["arms"]
+    assert arms["b"]["guards"] == arms["c"]["guards"] == dict(sigmas=2.0, grace_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            dict(
+                sources=dict(text=GOOD["sources"]["text"]) | {"x-text": dict(kind="uniform")},
+                arms={"baseline-x": dict(like="baseline")},
+                plan=dict(benchmark=[dict(arms=["baseline", "baseline-x"], data=["text", "x-text"])]),
+            ),
+            "arm baseline on x-text and arm baseline-x on text would share a folder",
+        ),
+        (
+            dict(pilot_seeds=[7], plan=dict(benchmark=[dict(arms=["hybrid"], data=["text"], seeds=[7])])),
+            "plan.benchmark: seeds [7] are pilot seeds",
+        ),
+        (
+            dict(sources=dict(text=dict(kind="text")), model=dict(preset="nano", vocab_size=256)),
+            "on text: vocab_size 256 is too small for text: at least 257",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_one_another_are_refused(tmp_path, given, said):
+    with pytest.raises(ParameterError) as refused:
+        load(tmp_path, GOOD | given)
+    assert "bad.yaml: " in str(refused.value) and said in str(refused.value)
+
+
 def test_files_that_cannot_be_read_are_refused(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ParameterError, match="not valid YAML"):
+    with pytest.raises(ParameterError, match="binary.yaml: is not UTF-8 text: invalid start byte at byte 0"):
         load_study(str(tmp_path / "binary.yaml"))
     with pytest.raises(ParameterError, match="cannot be read"):
         read_yaml(tmp_path)

@@ -6,7 +6,6 @@ It knows no torch and reads predictors from their source: parameters are refused
 import ast
 import difflib
 import inspect
-import math
 import sys
 import typing
 from collections.abc import Callable, Iterable
@@ -69,7 +68,7 @@ def problem(value: Any, kind: Any) -> str:
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         return f"must be {wanted}"
-    if kind in (int, float) and not (math.isfinite(value) and all(value in bound for bound in bounds)):
+    if kind in (int, float) and not (abs(value) <= sys.float_info.max and all(value in bound for bound in bounds)):
         return f"must be {wanted}"
     return ""
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -155,7 +156,8 @@ def execute(job: Job, study: str, console: Console) -> None:
     except (RuntimeError, ValueError) as error:
         raise JobFailed(f"the notebook could not be executed: {error}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder is none, which has been said
+            part.unlink()
 
 
 def show_warnings(console: Console, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -13,43 +14,58 @@ from hybridlib.study.schema import Study
 
 ROOT = Path(__file__).resolve().parents[2]
 PARAMS = ROOT / "params"
-OUTPUTS = Path(os.environ.get("HYBRIDLIB_OUTPUTS", ROOT / "outputs"))
+OUTPUTS = Path(os.environ.get("HYBRIDLIB_OUTPUTS") or ROOT / "outputs").absolute()
 
 
 class ParameterError(ValueError):
     """A parameter file that can't be used: names the file, the key, the value and what would be right."""
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """Safe YAML without what surprises: a key given twice, and numbers that YAML 1.1 reads in base 8 or 60, are errors;
-    `1e-3` is a number; a date is text."""
+DEEPEST = 30  # levels of mappings and lists
+LARGEST = 2**64  # no setting is larger, and what is computed from larger ones may be no float
+_short = reprlib.Repr()  # of a value in a message: a value may be as large as its file, or hold itself
+_short.maxstring, _short.maxother, _short.maxlevel = 80, 80, 2
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Safe YAML without what surprises: a key given twice, numbers that YAML 1.1 reads in base 8 or 60, and whole
+    numbers of more than 64 bits are errors; `1e-3` is a number; a date is text."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put what `node` merges (`<<: *other`) into it, once; refuse a key that it gives twice itself."""
+        if hasattr(node, "is_flat"):  # as another mapping that merges it left it
+            return
+        node.is_flat, seen = True, set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be text", problem_mark=key_node.start_mark)
+            is_merge = key_node.tag == "tag:yaml.org,2002:merge"
+            key = key_node.value if is_merge else self.construct_object(key_node)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"key {key!r} given twice", problem_mark=key_node.start_mark)
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        super().flatten_mapping(node)
 
     def _number(self, node: yaml.ScalarNode) -> int | float:
         number = super().construct_yaml_int if node.tag.endswith("int") else super().construct_yaml_float
         value = number(node)
+        if isinstance(value, int) and abs(value) > LARGEST:
+            said = f"{_short.repr(value)} is too large: whole numbers go up to {LARGEST}"
+            raise yaml.MarkedYAMLError(problem=said, problem_mark=node.start_mark)
         if ":" in node.value or re.match(r"[-+]?0[0-7_]+$", node.value):
-            base = "base 60" if ":" in node.value else "base 8"
-            meant = (
-                f'"{node.value}" for text' if ":" in node.value else f"{node.value.lstrip('+-0_') or 0} for a number"
-            )
-            problem = f"{node.value} is read in {base}, as {value}: write {value} for that, or {meant}"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+            is_octal, text = ":" not in node.value, f'"{node.value}" for text'
+            meant = f"{node.value.lstrip('+-0_') or 0} for a number, or {text}" if is_octal else f"or {text}"
+            base = "base 8" if is_octal else "base 60"
+            said = f"{node.value} is read in {base}, as {value}: write {value} for that, {meant}"
+            raise yaml.MarkedYAMLError(problem=said, problem_mark=node.start_mark)
         return value
 
 
 for _kind in ("int", "float"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader._number)
 _Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str)
-_EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$")
+_EXPONENT = re.compile(_NUMBER.pattern.replace("?$", "$"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
@@ -57,16 +73,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in the YAML file `path`; raise `ParameterError` for a missing, unreadable or malformed one."""
     try:
         value = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+        _require_finite(value)
     except OSError as error:
         raise ParameterError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ParameterError(f"{path}: is not UTF-8 text: {error.reason} at byte {error.start}") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         said = " ".join(str(error).replace('in "<unicode string>"', "in").split())
-        raise ParameterError(f"{path}: not valid YAML: {said}") from None
+        hint = ": a tab? Indent with spaces" if "cannot start any token" in said else ""
+        raise ParameterError(f"{path}: not valid YAML: {said}{hint}") from None
     if not isinstance(value, dict):
         raise ParameterError(f"{path}: must hold `key: value` pairs")
     if wrong := [key for key in value if not isinstance(key, str)]:
         raise ParameterError(f"{path}: key {wrong[0]!r} must be text, not {type(wrong[0]).__name__}: put it in quotes")
     return value
+
+
+def _require_finite(value: Any, above: tuple[int, ...] = ()) -> None:
+    """Raise `ValueError` for an alias in what it stands for; `value` is in the values whose numbers are `above`."""
+    if isinstance(value, dict | list):
+        if id(value) in above or len(above) >= DEEPEST:
+            raise ValueError(f"more than {DEEPEST} levels, or an alias inside of what it stands for")
+        for inner in value.values() if isinstance(value, dict) else value:
+            _require_finite(inner, (*above, id(value)))
 
 
 def refusal(path: Path, error: ValidationError, above: str = "") -> ParameterError:
@@ -89,17 +118,19 @@ def _said(fault: Any) -> str:
     message, value = fault["msg"].removeprefix("Value error, "), fault["input"]
     if fault["type"] in ("missing", "value_error"):
         return message
-    hint = ""
+    hint, shown = "", _short.repr(value)
     if fault["type"] == "literal_error" and isinstance(value, str):
         known = re.findall(r"'([^']+)'", fault["ctx"]["expected"])
         hint = instead(value, known) if instead(value, known).startswith("did") else ""
     elif fault["type"] == "int_type" and isinstance(value, float) and value.is_integer():
         hint = f"write {int(value)}"
-    elif fault["type"] in ("int_type", "float_type") and isinstance(value, str) and _EXPONENT.match(f"{value}e0"):
-        hint = "write it without quotes"
+    elif fault["type"] in ("int_type", "float_type") and isinstance(value, str) and _NUMBER.match(value):
+        hint = f"write {int(value) if value.isdigit() else value} without quotes"
+    elif fault["type"] == "list_type" and isinstance(value, str | int | float):
+        hint = f"write [{value}]"
     elif fault["type"] == "string_type" and not isinstance(value, dict | list):
         hint = "put it in quotes"
-    return ": ".join(filter(None, [f"{value!r}: {message}", hint]))
+    return ": ".join(filter(None, [f"{shown}: {message}", hint]))
 
 
 def study_path(name: str) -> Path:
@@ -122,11 +153,14 @@ def load_study(name: str) -> Study:
     """
     path = study_path(name)
     given = read_yaml(path)
-    own = given.pop("arms", None) or {}
+    own = {} if given.get("arms") is None else given["arms"]
     shared = read_yaml(PARAMS / "arms.yaml")
     for file, arms in ((path, own), (PARAMS / "arms.yaml", shared)):
-        if not isinstance(arms, dict) or not all(isinstance(arm, dict) for arm in arms.values()):
-            raise ParameterError(f"{file}: arms: must map each arm's name to its settings")
+        if not isinstance(arms, dict):
+            raise ParameterError(f"{file}: arms: {_short.repr(arms)}: must map each arm's name to its settings")
+        for arm, settings in arms.items():
+            if not isinstance(settings, dict):
+                raise ParameterError(f"{file}: arms.{arm}: {_short.repr(settings)}: must be settings, {{}} for none")
     arms = {arm: merged(shared.get(arm, {}), own.get(arm, {})) for arm in [*shared, *own]}
     given["arms"] = {arm: resolved(arm, arms, path) for arm in arms}
     try:

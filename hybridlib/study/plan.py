@@ -59,8 +59,8 @@ def plan(
     Chapters that compute come first, then all training, then the chapters that read its records. Stage by stage,
     training goes seed by seed, within a seed in an order shuffled by it, so that drift of the machine favours no arm. A
     run that goes on until it reaches its baseline's final loss (`extend`) needs that baseline: where the order puts the
-    baseline later, a second job at the end of the seed's block extends the run. Raise `ValueError` for a name that the
-    study lacks.
+    baseline later, a second job at the end of the seed's block extends the run. What two stages train is the
+    first one's job. Raise `ValueError` for a name that the study lacks.
     """
     wanted = {"arm": set(arms), "data": set(data), "seed": set(seeds)}
     every = [run for stage in study.plan for run in stage_runs(study, stage, full=True)]
@@ -71,7 +71,7 @@ def plan(
             raise ValueError(f"the plan of {study.study} has no {what} {unknown[0]!r}; it has {has}")
     jobs = []
     for stage in filter((set(only) - set(study.leave_out)).__contains__, STAGES):
-        runs = stage_runs(study, stage, full)
+        runs = [run for run in stage_runs(study, stage, full) if run.id not in {job.run.id for job in jobs if job.run}]
         for seed in dict.fromkeys(run.seed for run in runs):
             block = [run for run in runs if run.seed == seed]
             random.Random(seed).shuffle(block)

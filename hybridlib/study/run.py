@@ -14,6 +14,7 @@ PRESETS = {
 }
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$", max_length=100)]  # leads out of no folder
+LEAST_VOCAB = 257  # of a byte-level tokenizer: all bytes, and one more
 HELD_OUT_SEED = 0x4E1D  # takes a seed's place for held-out batches, which are the same for every run
 
 
@@ -61,8 +62,8 @@ class Source(Strict):
     """
 
     kind: Literal["uniform", "markov", "text"]
-    tokenizer_vocab: int | None = Field(default=None, ge=257)
-    paths: list[str] = []
+    tokenizer_vocab: int | None = Field(default=None, ge=LEAST_VOCAB)
+    paths: list[Annotated[str, Field(min_length=1)]] = []
     held_out_pct: float = Field(default=5.0, gt=0, lt=100)
     max_mb: float | None = Field(default=None, gt=0)
     successors: int = Field(default=4, ge=1)
@@ -114,6 +115,8 @@ class Run(Shape, Arm):
             )
         if (vocab := self.source.tokenizer_vocab or 0) > self.model.vocab_size:
             raise ValueError(f"tokenizer_vocab {vocab} is larger than the model's vocab_size {self.model.vocab_size}")
+        if self.source.kind == "text" and self.model.vocab_size < LEAST_VOCAB:
+            raise ValueError(f"vocab_size {self.model.vocab_size} is too small for text: at least {LEAST_VOCAB}")
         if self.schedule and self.schedule.warmup >= self.steps:
             raise ValueError(f"schedule.warmup {self.schedule.warmup} leaves nothing of the {self.steps} steps")
         if self.fault and self.fault.step > self.steps:

@@ -1,5 +1,6 @@
 """The schema of a study: sizes, data sources, arms, and the plan of what is run. It knows no torch."""
 
+import itertools
 from collections import Counter
 from typing import Annotated, Any, Literal
 
@@ -87,11 +88,19 @@ class Study(Shape):
             raise ValueError(f"seeds {shared} are both reported and pilot seeds: tuning may not see a reported seed")
         if self.judged not in self.sources:
             raise ValueError(f"judged_on: no data source {self.judged!r}: {instead(self.judged, self.sources)}")
+        for chapter, given in self.chapters.items():
+            if own := sorted({"study", "device"} & set(given)):
+                raise ValueError(f"chapters.{chapter}.{own[0]}: is what --{own[0]} says: leave it out")
+        found: dict[str, Run] = {}
         for stage, lines in self.plan.items():
             for line in lines:
-                for arm in line.arms:
-                    for data in line.data:
-                        self.run(arm, data, (line.seeds or self.seeds)[0], where=f"plan.{stage}")
+                if pilot := sorted(set(line.seeds or ()) & set(self.pilot_seeds)):
+                    raise ValueError(f"plan.{stage}: seeds {pilot} are pilot seeds: what is reported may not use them")
+                for arm, data in itertools.product(line.arms, line.data):
+                    run = self.run(arm, data, (line.seeds or self.seeds)[0], where=f"plan.{stage}")
+                    if (other := found.setdefault(f"{arm}-{data}", run)).arm != arm:
+                        both = f"arm {other.arm} on {other.data} and arm {arm} on {data}"
+                        raise ValueError(f"plan.{stage}: {both} would share a folder: rename one")
         return self
 
     def run(self, arm: str, data: str, seed: int, where: str = "run") -> Run:
@@ -108,4 +117,5 @@ class Study(Shape):
         try:
             return Run(**shape | given | names, model=self.model, source=self.sources[data])
         except ValidationError as error:
-            raise ValueError("; ".join(f"arms.{arm} on {data}: {e['msg']}" for e in error.errors())) from None
+            messages = [fault["msg"].removeprefix("Value error, ") for fault in error.errors()]
+            raise ValueError("; ".join(f"arms.{arm} on {data}: {message}" for message in messages)) from None

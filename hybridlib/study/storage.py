@@ -105,7 +105,9 @@ def writing(path: Path, nbytes: int | None = None) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        there = next((folder for folder in (path, *path.parents) if folder.is_dir()), Path("."))
+        odd = [above for above in path.parents if os.path.lexists(above) and not os.path.isdir(above)]
+        why = f"{error.strerror or error}{f' ({odd[-1]} is no folder)' if odd else ''}"
+        there = next((folder for folder in (path, *path.parents) if os.path.isdir(folder)), Path("."))
         size = "it" if nbytes is None else f"{nbytes:,} bytes"
         free = f"{shutil.disk_usage(there).free:,} bytes are free there"
-        raise StorageError(f"{path}: {size} could not be written: {error.strerror or error}; {free}") from None
+        raise StorageError(f"{path}: {size} could not be written: {why}; {free}") from None
