@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import run_all
-from hybridlib.analysis import readme
+from hybridlib.analysis import results
 from hybridlib.analysis.load import read_records
 from hybridlib.study import chapters, parameters, progress
 from hybridlib.study.plan import plan
@@ -139,7 +139,7 @@ class Everything:
         with pytest.MonkeyPatch.context() as patch:
             for name in JUDGING if file.parent.name == "results" else JUDGING[-1:]:
                 run_chapter(name, self.fake, patch, pipeline=False)
-        readme.committed()
+        results.readme_figures(results.committed())
 
     def resumed(self, file: Path) -> None:
         """Go on with the run that was cut off."""

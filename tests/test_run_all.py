@@ -218,7 +218,20 @@ def baseline_made(tmp_path, monkeypatch) -> RunFolder:
 
 
 @pytest.mark.parametrize("name", ["run.json", "steps.csv", "evals.csv"])
-@pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b"null", b'{"files": 3, "sha256": "x"}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"[]",
+        b"{}",
+        b"null",
+        b'{"files": 3, "sha256": "x"}',
+        b'{"summary": {"train_s": 1}}',
+        b"[" * 9999,
+        b"\xff",
+    ],
+)
 def test_a_damaged_run_is_listed_and_stops_nothing(baseline_made, capsys, name: str, content: bytes | None) -> None:
     file = baseline_made.path / name
     file.write_bytes(file.read_bytes()[:-20] if content is None else content)

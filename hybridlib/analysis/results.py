@@ -18,6 +18,7 @@ from hybridlib.analysis.statistics import Effect
 from hybridlib.analysis.wording import estimate
 from hybridlib.study.parameters import OUTPUTS, PARAMS, ROOT
 from hybridlib.study.records import PHASES
+from hybridlib.study.storage import write_atomically
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"  # around the README's figures
 
@@ -127,4 +128,4 @@ def renewed(text: str, figures: str) -> str:
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
-    readme.write_text(renewed(readme.read_text(encoding="utf-8"), readme_figures(committed())), encoding="utf-8")
+    write_atomically(readme, renewed(readme.read_text(encoding="utf-8"), readme_figures(committed())))

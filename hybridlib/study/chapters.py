@@ -81,7 +81,7 @@ def metadata(path: Path) -> dict[str, Any] | None:
     """Return the metadata of the notebook `path`; None if it is missing, empty, cut off or no notebook."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))["metadata"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

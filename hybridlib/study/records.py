@@ -18,6 +18,8 @@ import pandas as pd
 from hybridlib.study.storage import Mark, mark, write_atomically, writing
 
 PHASES = ("warmup", "full", "predict", "correct")
+NEEDED = {"arm", "data", "seed", "parameters", "numerics", "device", "last_step", "summary"}
+NEEDED_OF_SUMMARY = {"nominal_steps", "train_s", "held_out_loss", "nominal_tokens_per_s"}
 
 
 @dataclass(slots=True)
@@ -147,11 +149,15 @@ class RunFolder:
             return None, ""
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
-            if "summary" in facts and not {"sha256", "files"} & set(facts):
+            if (
+                not {"sha256", "files"} & set(facts)
+                and set(facts) >= NEEDED
+                and set(facts["summary"]) >= NEEDED_OF_SUMMARY
+            ):
                 return facts, ""  # from before there were checksums
             whole = facts["sha256"] == sha256_of({key: value for key, value in facts.items() if key != "sha256"})
             wrong = [name for name, known in facts["files"].items() if mark(self.path / name) != tuple(known)]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             whole, wrong = False, []
         if whole and not wrong:
             return facts, ""
