@@ -153,10 +153,10 @@ class Everything:
         """Return every kind of file that the project writes."""
         self.sha256, cut_off = self.tokens(), progress.run_folder(self.run)
         return {
-            "records": Kind(self.below("runs/*/*.json", "runs/*/*.csv"), 0.35, self.analysed),
+            "records": Kind(self.below("runs/*/*.json", "runs/*/*.csv"), 0.45, self.analysed),
             "chapters": Kind(self.below("notebooks/*.ipynb"), 0.2, self.planned),
-            "results": Kind(self.below("results/*", "results.json"), 0.05, self.argued),
-            "shown": Kind(self.below("shown/*"), 0.1, self.argued),
+            "results": Kind(self.below("results/*", "results.json"), 0.02, self.argued),
+            "shown": Kind(self.below("shown/*"), 0.03, self.argued),
             "cut-off runs": Kind(lambda: sorted(f for f in cut_off.glob("*") if f.is_file()), 0.15, self.resumed),
             "corpora": Kind(lambda: sorted(f for f in self.cache.rglob("*") if f.is_file()), 0.15, self.cached),
         }
