@@ -134,7 +134,8 @@ def print_plan(jobs: list[Job], study: str, args: argparse.Namespace) -> None:
         if state in ("stale", "damaged"):
             again.setdefault((state, why_again(job, study)), []).append(job.name)
         elsewhere = on_device(job, args.device) if state == "complete" else ""
-        said = ", ".join(filter(None, [state, elsewhere]))
+        forced = "deleted first" if args.force and state != "missing" else ""
+        said = ", ".join(filter(None, [state, elsewhere, forced]))
         table.add_row(str(at), job.stage, job.name, said, duration(seconds) if todo else "")
     console.print(table)
     for (state, why), names in again.items():
