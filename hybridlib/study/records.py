@@ -150,12 +150,8 @@ class RunFolder:
             return None, ""
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
-            if (
-                not {"sha256", "files"} & set(facts)
-                and set(facts) >= NEEDED
-                and set(facts["summary"]) >= NEEDED_OF_SUMMARY
-            ):
-                return facts, ""  # from before there were checksums
+            if not {"sha256", "files"} & set(facts):  # from before there were checksums
+                return (facts, "") if has_all(facts) else (None, f"{file} is damaged: it lacks what a record holds")
             whole = facts["sha256"] == sha256_of({key: value for key, value in facts.items() if key != "sha256"})
             wrong = [name for name, known in facts["files"].items() if mark(self.path / name) != tuple(known)]
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -183,6 +179,11 @@ def mark(file: Path, length: int | None = None) -> Mark:
     """Return length and sha256 of `file`, or of its first `length` bytes; (0, of nothing) where there is none."""
     content = file.read_bytes()[:length] if file.exists() else b""
     return len(content), hashlib.sha256(content).hexdigest()
+
+
+def has_all(facts: dict[str, Any]) -> bool:
+    """Return whether `facts` hold all that is read of a record."""
+    return set(facts) >= NEEDED and set(facts["summary"]) >= NEEDED_OF_SUMMARY
 
 
 def sha256_of(facts: dict[str, Any]) -> str:
