@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hybridlib.study import reproduce
+from hybridlib.study import reproduce, sweeps
 from hybridlib.study.execute import check, executed, forget, job_state, why_again
 from hybridlib.study.parameters import OUTPUTS, ROOT, load_study
 from hybridlib.study.pipeline import Pipeline, known_times
@@ -90,6 +90,8 @@ def main(argv: list[str] | None = None) -> int:
             left = "" if args.full else "; it may be left to --full"
             raise ValueError(f"{study.study} has nothing to train in these stages of --arms, --data and --seeds{left}")
         check(jobs)
+        if any(job.stage == "research" for job in jobs):
+            sweeps.trials(study)
         again = reproduce.pair(study) if args.reproduce else []
     except ValueError as error:  # ParameterError is one
         return refuse(error, 2)

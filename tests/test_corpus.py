@@ -67,6 +67,21 @@ def test_one_content_is_on_one_side_whatever_it_is_called(folder: Path, files: i
     assert train and held_out and not set(train) & set(held_out) and len(train) + len(held_out) == 4 * files
 
 
+@pytest.mark.parametrize("chars", [30_000, 200_000])
+def test_a_copy_with_other_line_ends_is_the_same_content(folder: Path, chars: int) -> None:
+    text = prose(0, chars).replace(". ", ".\n").replace(" ", "\n", 50)
+    for name, copy in dict(a=text, b=text.replace("\n", "\r\n"), c=text + "\n", d="\ufeff" + text).items():
+        (folder / f"{name}.txt").write_bytes(copy.encode())
+    with pytest.warns(UserWarning, match="same text as another: 3 "):
+        train, held_out = sides(folder)
+    assert (
+        train
+        and held_out
+        and not {" ".join(one.split()) for one in train} & {" ".join(one.split()) for one in held_out}
+    )
+    assert not any(one.strip() in other for one in held_out for other in train)
+
+
 def test_equal_blocks_of_a_few_files_are_one_content(folder: Path) -> None:
     blocks = [prose(i, 30_000)[: 1 << 16] for i in range(6)]
     for name in "abcd":

@@ -343,6 +343,15 @@ def test_a_place_where_no_outputs_can_lie_is_said_in_one_line(tmp_path, kind):
     ) in said
 
 
+def test_a_broken_sweep_is_refused_before_anything_runs(tmp_path, monkeypatch, capsys):
+    (tmp_path / "research").mkdir()
+    (tmp_path / "research" / "smoke.yaml").write_text("one: {about: x, seeds: [1000], variants: {a: {arm: hybird}}}")
+    monkeypatch.setattr(run_all.sweeps, "PARAMS", tmp_path)
+    assert status("--study", "smoke", "--dry-run") == 2
+    assert "smoke.yaml: one: a: run: no arm 'hybird': did you mean hybrid?" in " ".join(capsys.readouterr().out.split())
+    assert status("--study", "smoke", "--dry-run", "--only", "benchmark") == 0
+
+
 def test_stages_that_a_study_leaves_out_are_not_planned():
     left = SMOKE.model_copy(update=dict(leave_out=["predictors", "stress"]))
     whole = plan(SMOKE, "smoke")

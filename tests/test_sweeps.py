@@ -76,9 +76,24 @@ def test_a_setting_that_no_run_has_is_refused_by_name() -> None:
         runs(STUDY, "mine", bad)
     with pytest.raises(ParameterError, match="predictor: predictor spectral has no setting 'gian': did you mean gain"):
         runs(STUDY, "mine", Sweep(about="", seeds=[1], variants={"x": {"predictor.gian": 3.0}}))
-    for place in (["b", "c"], ["a", "b", "c"], ["number", "b"]):
+    for place in (["b", "c"], ["a", "b", "c"], ["number", "b"], ["predictor", "gain"]):
         with pytest.raises(ValueError, match="no setting"):
-            put({"a": {}, "number": 1}, place, 1)
+            put({"a": {}, "number": 1, "predictor": None}, place, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (dict(arm="hybird"), "no arm 'hybird': did you mean hybrid"),
+        (dict(data="txet"), "no data source 'txet': did you mean text"),
+        (dict(variants={"x": {"arm": ["hybrid"]}}), "no arm .'hybrid'."),
+        (dict(variants={"x": {"arm": "baseline", "predictor.gain": 1.0}}), "no setting 'predictor.gain'"),
+        *((dict(settings={key: 5}), f"{key}: where a trial's records lie") for key in ("study", "seed", "data")),
+    ],
+)
+def test_a_trial_that_cannot_be_is_refused_with_file_and_sweep(given, said) -> None:
+    with pytest.raises(ParameterError, match=rf"research.cpu\.yaml: mine: x: .*{said}"):
+        runs(STUDY, "mine", Sweep(**dict(about="", seeds=[1], variants={"x": {}}) | given))
 
 
 @pytest.mark.parametrize(
@@ -88,6 +103,7 @@ def test_a_setting_that_no_run_has_is_refused_by_name() -> None:
         (dict(grid={"optimizer.lr": [1e-3]}, variants={"lr=0.001": {}}), "two trials are called"),
         (dict(variant={}), "variant: unknown key: did you mean variants"),
         (dict(seeds=[1, 1]), "seeds: 1 is given twice"),
+        (dict(grid={"optimizer.lr": []}), "no trial"),
     ],
 )
 def test_a_bad_sweep_is_refused_by_name(tmp_path, monkeypatch, given, said) -> None:

@@ -149,12 +149,8 @@ class RunFolder:
             return None, ""
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
-            if (
-                not {"sha256", "files"} & set(facts)
-                and set(facts) >= NEEDED
-                and set(facts["summary"]) >= NEEDED_OF_SUMMARY
-            ):
-                return facts, ""  # from before there were checksums
+            if not {"sha256", "files"} & set(facts):  # from before there were checksums
+                return (facts, "") if has_all(facts) else (None, f"{file} is damaged: it lacks what a record holds")
             whole = facts["sha256"] == sha256_of({key: value for key, value in facts.items() if key != "sha256"})
             wrong = [name for name, known in facts["files"].items() if mark(self.path / name) != tuple(known)]
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -176,6 +172,11 @@ class RunFolder:
     def evals(self) -> pd.DataFrame:
         """Return `evals.csv`, with EVAL_COLUMNS."""
         return pd.read_csv(self.path / "evals.csv")
+
+
+def has_all(facts: dict[str, Any]) -> bool:
+    """Return whether `facts` hold all that is read of a record."""
+    return set(facts) >= NEEDED and set(facts["summary"]) >= NEEDED_OF_SUMMARY
 
 
 def sha256_of(facts: dict[str, Any]) -> str:

@@ -109,8 +109,8 @@ class Study(Shape):
         Raises `ValueError` for a name that the study lacks, with `where` in front, and for settings that do not fit.
         """
         for name, known, what in ((arm, self.arms, "arm"), (data, self.sources, "data source")):
-            if name not in known:
-                raise ValueError(f"{where}: no {what} {name!r}: {instead(name, known)}")
+            if not isinstance(name, str) or name not in known:
+                raise ValueError(f"{where}: no {what} {name!r}: {instead(str(name), known)}")
         shape = {k: getattr(self, k) for k in Shape.model_fields}
         given = {k: v for k, v in self.arms[arm].model_dump().items() if v is not None}
         names = dict(study=self.study, arm=arm, data=data, seed=seed)

@@ -36,7 +36,8 @@ class Sweep(Strict):
 
     @model_validator(mode="after")
     def _names_differ(self) -> "Sweep":
-        self.trials()
+        if not self.trials():
+            raise ValueError("no trial: `variants` or a `grid` must give at least one")
         return self
 
     def trials(self) -> dict[str, dict[str, Any]]:
@@ -84,12 +85,10 @@ def runs(study: Study, name: str, sweep: Sweep) -> list[Run]:
     for seed in sweep.seeds:
         for trial, varied in sweep.trials().items():
             settings = dict(varied)
-            arm = settings.pop("arm", sweep.arm)
-            given = study.run(arm, sweep.data or study.judged, seed).model_dump() | dict(
-                extend=1.0, threads=1, eval_every=EVAL_EVERY
-            )
-            given |= dict(study=f"{study.study}/research/{name}", arm=trial, about=sweep.about)
+            arm, data = settings.pop("arm", sweep.arm), sweep.data or study.judged
             try:
+                given = study.run(arm, data, seed).model_dump() | dict(extend=1.0, threads=1, eval_every=EVAL_EVERY)
+                given |= dict(study=f"{study.study}/research/{name}", arm=trial, about=sweep.about)
                 for place, value in settings.items():
                     put(given, place.split("."), value)
                 found.append(Run(**given))
@@ -100,15 +99,22 @@ def runs(study: Study, name: str, sweep: Sweep) -> list[Run]:
     return found
 
 
+def trials(study: Study) -> list[Run]:
+    """Return the trials of all sweeps around `study`. Raises `ParameterError`."""
+    return [run for name, sweep in sweeps(study).items() for run in runs(study, name, sweep)]
+
+
 def put(mapping: dict[str, Any], place: list[str], value: Any) -> None:
     """Put `value` into the nested `mapping` at `place`, the keys that lead there.
 
     Raises `ValueError` for a place that is not there; which settings a predictor has is its own to say.
     """
     *above, key = place
+    if place in (["study"], ["seed"], ["data"]):
+        raise ValueError(f"{key}: where a trial's records lie: the sweep's name, `seeds` and `data` say it")
     for part in [*above, key]:
         known = mapping if isinstance(mapping, dict) else {}
-        if part not in known and above != ["predictor"]:
+        if part not in known and not (above == ["predictor"] and isinstance(mapping, dict)):
             raise ValueError(f"no setting {'.'.join(place)!r}: {instead(part, known)}")
         inner, mapping = known, known.get(part)
     inner[key] = value

@@ -33,7 +33,7 @@ def read_texts(
     own, notes = bool(paths), defaultdict(list)
     files = [file for base in paths or [STANDARD_LIBRARY] for file in files_below(os.fspath(base), own, notes)]
     texts, size, limit = [], 0, float("inf") if max_mb is None else max_mb * 1e6
-    seen_files, seen_texts = set(), set()
+    seen_files, seen_texts = set(), {}
     for path, name in sorted(files, key=lambda file: digest(file[1])):
         with in_words(path), open(path, "rb", opener=_at_once) as file:
             about = os.fstat(file.fileno())
@@ -47,9 +47,11 @@ def read_texts(
         text = decode_own(path, data, whole) if own else decode_standard(data, whole)
         if text is None:
             continue
-        if own and text and text in seen_texts:
-            notes["with the same text as another"].append(path)
-        seen_texts.add(text)
+        if own and text:  # a copy may have other line ends, and is then taken for the first
+            same = digest(text.replace("\r\n", "\n").strip())
+            if same in seen_texts:
+                notes["with the same text as another"].append(path)
+            text = seen_texts.setdefault(same, text)
         texts.append((name, text))
         size += len(data)
         say(f"reading, {len(texts):,} of {len(files):,} files")

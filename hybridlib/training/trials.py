@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count(), help="trials side by side")
     parser.add_argument("--dry-run", action="store_true", help="print what is to be trained and stop")
     args = parser.parse_args(argv)
+    if args.workers < 1:
+        parser.error(f"--workers {args.workers}: must be at least 1")
     replace_unknown_characters()
     try:
         study = load_study(args.study)
