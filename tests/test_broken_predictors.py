@@ -62,5 +62,13 @@ def test_a_broken_file_stops_only_those_who_use_it(copy: Path, kind: str) -> Non
     assert found["mine"].startswith("refused") and "aaa.py" in found["mine"] and said in found["mine"]
 
 
+@pytest.mark.parametrize(
+    "content", ["class Mine(Mine): pass", "class A(B): pass\nclass B(A): pass", "class Wnn(Wnn): pass"]
+)
+def test_classes_in_a_circle_stop_only_those_who_use_them(copy: Path, content: str) -> None:
+    found = used(copy, content)
+    assert found["spectral"] == "made Spectral" and found["wnn"] == "made Wnn" and found["mine"].startswith("refused")
+
+
 def test_a_byte_order_mark_is_fine(copy: Path) -> None:
     assert used(copy, f"\ufeff{GOOD}")["mine"] == "made Mine"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -210,7 +211,7 @@ def baseline_made(tmp_path, monkeypatch) -> RunFolder:
         records.add(StepRecord(step, "full", 1, 5.0, 148.4, 1.0, 128 * step, 0.5, None, 10.0, ""))
     records.add(EvalRecord(60, 60, 30.0, 5.0))
     run = SMOKE.run("baseline", "text", 42)
-    facts = dict(arm="baseline", data="text", last_step=60, device="cpu: by hand, 1 threads")
+    facts = dict(arm="baseline", data="text", seed=42, last_step=60, device="cpu: by hand, 1 threads")
     summary = dict(held_out_loss=5.0, train_s=30.0)
     records.finish(progress.identity(run) | facts | dict(summary=summary))
     assert progress.run_state(run) == "complete"
@@ -239,6 +240,13 @@ def test_a_damaged_run_is_listed_and_stops_nothing(baseline_made, capsys, name: 
     said = " ".join(capsys.readouterr().out.split())
     assert "baseline-text-s42 │ damaged" in said and f"damaged: baseline-text-s42: {file} is damaged" in said
     assert "a rough guess" in said and pipeline.known_times("smoke") == {}
+
+
+def test_a_copy_of_a_run_beside_it_is_no_run(baseline_made, tmp_path) -> None:
+    shutil.copytree(baseline_made.path, tmp_path / "copied" / "baseline-text-s42 (copy)")
+    copied = RunFolder(tmp_path / "copied" / "baseline-text-s42 (copy)")
+    assert baseline_made.facts["seed"] == 42
+    assert copied.facts is None and copied.damage().endswith("is a copy of the run baseline-text-s42")
 
 
 def test_damaged_outcomes_are_said_and_stop_nothing(baseline_made, tmp_path, capsys) -> None:

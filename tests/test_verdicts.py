@@ -15,6 +15,7 @@ from hybridlib.analysis.rules import read_rules
 from hybridlib.analysis.show import PIPELINE
 from hybridlib.analysis.verdicts import FAIL, INCONCLUSIVE, PASS, judge_criteria, judge_parts
 from hybridlib.study.parameters import PARAMS, ParameterError
+from hybridlib.study.records import RunFolder
 
 
 def judged(fake) -> pd.DataFrame:
@@ -103,10 +104,9 @@ def test_checks_and_pipeline(fake_study) -> None:
 def test_scaling_reads_the_other_study_where_it_is_asked_for(tmp_path, loss, verdict) -> None:
     fake_study = FakeStudy(tmp_path, also_reads=["gpt2-medium"])
     run = fake_study.outputs / "gpt2-medium" / "runs" / "hybrid-text-s42"
-    run.mkdir(parents=True)
     shares = dict.fromkeys(("warmup", "full", "predict", "correct"), 0.25)
     facts = {"parameters": {"schedule": {"full": 1}}, "summary": {"held_out_loss": loss, "phase_share": shares}}
-    (run / "run.json").write_text(json.dumps(facts))
+    RunFolder(run).finish(facts)
     assert judged(fake_study).verdict["C9"] == verdict
     assert "C9" not in judged(FakeStudy(tmp_path)).index, "no verdict is borrowed unasked"
 

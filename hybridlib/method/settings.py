@@ -168,7 +168,9 @@ def written_kinds(cls: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> Kinds:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             return {a.arg: evaluated(a.annotation) for a in (node.args.args + node.args.kwonlyargs)[1:]}
     above = [classes[base.id] for base in cls.bases if isinstance(base, ast.Name) and base.id in classes]
-    return {name: kind for base in reversed(above) for name, kind in written_kinds(base, classes).items()}
+    above = [base for base in above if base is not cls]
+    others = {name: node for name, node in classes.items() if node is not cls}  # no class is its own base
+    return {name: kind for base in reversed(above) for name, kind in written_kinds(base, others).items()}
 
 
 def evaluated(annotation: ast.expr | None) -> Any:

@@ -150,15 +150,19 @@ class RunFolder:
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
             if not {"sha256", "files"} & set(facts):  # from before there were checksums
-                return (facts, "") if has_all(facts) else (None, f"{file} is damaged: it lacks what a record holds")
+                return self._if_ours(facts) if has_all(facts) else (None, f"{file} is damaged: a record holds more")
             whole = facts["sha256"] == sha256_of({key: value for key, value in facts.items() if key != "sha256"})
             wrong = [name for name, known in facts["files"].items() if mark(self.path / name) != tuple(known)]
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             whole, wrong = False, []
         if whole and not wrong:
-            return facts, ""
+            return self._if_ours(facts)
         named, where = (self.path / wrong[0], " in run.json") if whole else (file, "")
         return None, f"{named} is damaged: its content does not match its checksum{where}"
+
+    def _if_ours(self, facts: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+        name = "{arm}-{data}-s{seed}".format_map(facts) if {"arm", "data", "seed"} <= set(facts) else self.path.name
+        return (facts, "") if name == self.path.name else (None, f"{self.path} is a copy of the run {name}")
 
     def flushed_steps(self) -> pd.DataFrame:
         """Return `steps`, after writing what is queued; empty for a run that has not begun."""
