@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--pipeline-kills", type=int, default=2, help="kills of run_all.py and of its kernels")
     add("--faults", type=int, default=1, help="seeds that each fault is tried with")
     add("--inputs", type=int, default=300, help="broken parameter files, notebooks and corpora")
-    add("--damages", type=int, default=200, help="files cut or filled with noise")
+    add("--damages", type=int, default=60, help="files cut or filled with noise")
     add("--seed", type=int, default=0, help="of all that is random in them")
     add("--record-golden", action="store_true", help="write tests/golden/ anew: only together with a higher NUMERICS")
     add("--record", type=Path, help="a folder for what was measured: reliability.json and its tables")

@@ -43,7 +43,7 @@ def own_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def faulty(kind: str, seed: int) -> Run:
     """The frozen hybrid as the cpu study has it, with a fault at a random step of its second half."""
     study = load_study("cpu")
-    short = dict(study=f"faults-{kind}", steps=320, extend=1.0, eval_every=320)
+    short = dict(study=f"faults-{kind}", steps=320, extend=1.0, eval_every=320, threads=1)
     sound = study.run("hybrid", "text", study.pilot_seeds[0] + seed).model_copy(update=short)
     states = [state for state in schedule_of(sound).unroll() if 150 < state.step < 230]
     jumps = [state.step for state in states if state.phase is Phase.PREDICT and state.index == 0]
