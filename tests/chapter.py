@@ -16,6 +16,18 @@ from hybridlib.analysis.show import PIPELINE, Shown
 from hybridlib.study import parameters
 
 NOTEBOOKS = parameters.ROOT / "notebooks"
+# The chapters that read records, in the order of the pipeline.
+READING = [
+    "00_question",
+    "06_benchmark",
+    "04_memory",
+    "08_ablation",
+    "07_stress",
+    "12_speed",
+    "10_research",
+    "11_failures",
+    "09_report",
+]
 
 
 def cells(name: str, kind: str = "code") -> list[nbformat.NotebookNode]:

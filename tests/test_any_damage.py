@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from chapter import run_chapter
+from chapter import READING, run_chapter
 from conftest import ARMS, SEEDS, FakeStudy
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
@@ -28,16 +28,6 @@ from hybridlib.study.run import Source
 from hybridlib.training import corpus, experiment
 from hybridlib.training.checkpoint import CheckpointFile
 
-READING = [
-    "00_question",
-    "06_benchmark",
-    "04_memory",
-    "08_ablation",
-    "07_stress",
-    "12_speed",
-    "10_research",
-    "09_report",
-]
 JUDGING = ["00_question", "06_benchmark", "09_report"]  # they read what other chapters left
 
 

@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 import nbformat
-import pytest
-from conftest import ARMS, SEEDS, FakeStudy
+from conftest import FakeStudy
 from test_crash import descendants, using
 
 from hybridlib.study.parameters import ROOT
@@ -20,16 +19,6 @@ from hybridlib.study.parameters import ROOT
 STAGES = ["benchmark", "memory", "report"]  # they read records, and write all kinds of file
 ENDS = {".png": b"IEND\xaeB`\x82", ".pdf": b"%%EOF", ".svg": b"</svg>", ".html": b"</html>"}
 SAME = ["results.json", "shown/*.json", "shown/*.csv", "results/criteria*.csv", "results/runs.csv", "*.md"]
-
-
-@pytest.fixture
-def fake(tmp_path: Path) -> FakeStudy:
-    """A study whose records are complete, and nothing else of it is there."""
-    made = FakeStudy(tmp_path)
-    for seed in SEEDS:
-        for arm in ARMS:
-            made.write(arm, seed)
-    return made
 
 
 def started(fake: FakeStudy) -> subprocess.Popen:
@@ -69,32 +58,32 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
-def test_a_kill_leaves_whole_files_and_the_same_command_makes_the_same(request, fake, measured) -> None:
+def test_a_kill_leaves_whole_files_and_the_same_command_makes_the_same(request, fake_study, measured) -> None:
     chance, torn, orphans = random.Random(request.config.getoption("seed")), [], 0
     began_s = time.monotonic()
-    first = started(fake)
+    first = started(fake_study)
     assert first.communicate()[0] and first.returncode == 0
-    took_s, whole = time.monotonic() - began_s, contents(fake.folder)
-    assert not not_whole(fake.folder) and len(whole) > 20
+    took_s, whole = time.monotonic() - began_s, contents(fake_study.folder)
+    assert not not_whole(fake_study.folder) and len(whole) > 20
     kills = max(1, request.config.getoption("pipeline_kills") // 2)
     for _ in range(kills):
         if chance.random() < 0.5:  # a first time, too: nothing was there before
             for part in ("notebooks", "shown", "results"):
-                shutil.rmtree(fake.folder / part)
-        pipeline = started(fake)
+                shutil.rmtree(fake_study.folder / part)
+        pipeline = started(fake_study)
         time.sleep(chance.uniform(0.2, 1.0) * took_s)
         running = descendants(pipeline.pid) if pipeline.poll() is None else []
         for victim in chance.choice([[pipeline.pid], running]):
             os.kill(victim, signal.SIGKILL)
         pipeline.communicate()
         until_s = time.monotonic() + 10
-        while using(fake.outputs) and time.monotonic() < until_s:
+        while using(fake_study.outputs) and time.monotonic() < until_s:
             time.sleep(0.05)
-        orphans += len(using(fake.outputs))
-        torn += not_whole(fake.folder)
-    last = started(fake)
+        orphans += len(using(fake_study.outputs))
+        torn += not_whole(fake_study.folder)
+    last = started(fake_study)
     said = last.communicate()[0]
     measured.add(report_kills=kills, report_files_torn=len(torn), report_orphans=orphans)
     assert last.returncode == 0, said
     assert not torn and not orphans
-    assert contents(fake.folder) == whole and not not_whole(fake.folder)
+    assert contents(fake_study.folder) == whole and not not_whole(fake_study.folder)

@@ -7,24 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from chapter import Executed, run_chapter
+from chapter import READING, Executed, run_chapter
 from conftest import ARMS, SEEDS, FakeStudy
 
 from hybridlib.analysis.load import read_records
 from hybridlib.analysis.rules import read_rules
 from hybridlib.analysis.show import PIPELINE, Show
 
-READING = [
-    "00_question",
-    "06_benchmark",
-    "04_memory",
-    "08_ablation",
-    "07_stress",
-    "12_speed",
-    "10_research",
-    "11_failures",
-    "09_report",
-]
 JUDGING = ["00_question", "06_benchmark", "08_ablation", "09_report"]  # they compare arms
 DRAWN = ["loss_by_step", "loss_by_seconds", "training_loss", "gradient_norms", "step_times", "speedup", "quality",
          "phase_timeline", "jumps", "memory_by_phase", "ablation_ladder", "verdict_overview"]  # fmt: skip

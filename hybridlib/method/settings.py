@@ -152,6 +152,11 @@ def broken_files() -> list[str]:
     return [said for path in predictor_files() if (said := parsed(path, tell=True))]
 
 
+def no_predictor(name: str, known: Iterable[str]) -> str:
+    """Say that there is no predictor `name` among those `known`, and which files of predictors are no Python."""
+    return "; ".join([f"no predictor {name!r}: {instead(name, known)}", *broken_files()])
+
+
 def parsed(path: Path, tell: bool = False) -> Any:
     """Return the syntax tree of the file `path`, None if it is no Python; if `tell`, what is wrong, None if nothing."""
     try:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from hybridlib.method.settings import broken_files, instead, predictor_settings, problem
+from hybridlib.method.settings import instead, no_predictor, predictor_settings, problem
 
 
 class Strict(BaseModel):
@@ -53,8 +53,7 @@ class PredictorSettings(Strict):
     def _known(self) -> "PredictorSettings":
         known = predictor_settings()
         if self.name not in known:
-            broken = "".join(f"; {said}" for said in broken_files())
-            raise ValueError(f"no predictor {self.name!r}: {instead(self.name, known)}{broken}")
+            raise ValueError(no_predictor(self.name, known))
         for key, value in self.settings.items():
             if key in known[self.name] and (said := problem(value, known[self.name][key])):
                 raise ValueError(f"predictor {self.name}: {key}: {value!r} {said}")

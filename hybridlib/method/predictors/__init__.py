@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from hybridlib.method.predictors.base import Predictor, defined
-from hybridlib.method.settings import broken_files, catalogue, instead
+from hybridlib.method.settings import catalogue, no_predictor
 
 
 def make_predictor(name: str, **settings: Any) -> Predictor:
@@ -22,7 +22,7 @@ def make_predictor(name: str, **settings: Any) -> Predictor:
     if name not in defined():
         there = catalogue()
         if name not in there:
-            raise ValueError("; ".join([f"no predictor {name!r}: {instead(name, there | defined())}", *broken_files()]))
+            raise ValueError(no_predictor(name, there | defined()))
         file, _ = there[name]
         try:
             import_module(f"{__name__}.{file.stem}")
