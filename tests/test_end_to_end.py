@@ -209,3 +209,4 @@ def test_interrupted_locked_killed_and_resumed_is_as_if_nothing_was(tiny, tmp_pa
     assert status == 0, said[-3000:]
     whole = RunFolder(tmp_path / "b" / "tiny" / "runs" / "baseline-markov-s1").steps()
     assert RunFolder(folder).steps().drop(columns=TIMED).equals(whole.drop(columns=TIMED))
+    assert not list((tmp_path / "a").rglob("*.safetensors")), "a complete run keeps no checkpoint"

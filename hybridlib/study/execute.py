@@ -27,6 +27,7 @@ from hybridlib.study import chapters, progress
 from hybridlib.study.chapters import source, stamp
 from hybridlib.study.plan import PIPELINE, Job
 from hybridlib.study.provenance import ROOT, from_root
+from hybridlib.study.records import CHECKPOINTS
 from hybridlib.study.storage import part_of, writing
 
 PATIENCE_S = 30.0  # for a checkpoint, which takes a step's time and a write's
@@ -168,9 +169,10 @@ def show_warnings(console: Console, text: str) -> None:
 
 
 def tidy(job: Job, study: str) -> None:
-    """Delete the checkpoint of `job` in `study` if it is complete: it was kept for an extension that was not needed."""
+    """Delete the checkpoints of `job` in `study`, kept for an extension that was not needed, if it is complete."""
     if job.run and job_state(job, study) == "complete":
-        progress.checkpoint_path(job.run).unlink(missing_ok=True)
+        for file in progress.run_folder(job.run).glob(CHECKPOINTS):
+            file.unlink(missing_ok=True)
 
 
 def forget(job: Job, study: str) -> None:

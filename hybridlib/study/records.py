@@ -18,6 +18,7 @@ import pandas as pd
 from hybridlib.study.storage import Mark, mark, write_atomically, writing
 
 PHASES = ("warmup", "full", "predict", "correct")
+CHECKPOINTS = "checkpoint.*"  # of a run, and what a kill left of one half written
 NEEDED = {"arm", "data", "seed", "parameters", "numerics", "device", "last_step", "summary"}
 NEEDED_OF_SUMMARY = {"nominal_steps", "train_s", "held_out_loss", "nominal_tokens_per_s"}
 
@@ -110,11 +111,16 @@ class RunFolder:
             os.truncate(self.path / name, known[name][0])
         return True
 
-    def finish(self, facts: dict[str, Any]) -> None:
-        """Write `facts` as `run.json`; the run is complete from here on."""
+    def finish(self, facts: dict[str, Any], to_be_extended: bool = False) -> None:
+        """Write `facts` as `run.json`; the run is complete from here on, its checkpoints gone.
+
+        They stay for a run that is `to_be_extended`.
+        """
         facts = facts | dict(files=self.marks())
         facts["sha256"] = sha256_of(facts)
         write_atomically(self.path / "run.json", json.dumps(facts, indent=1) + "\n")
+        for file in () if to_be_extended else self.path.glob(CHECKPOINTS):
+            file.unlink(missing_ok=True)
 
     def set_aside(self) -> Path | None:
         """Move all that lies here to a new folder in `superseded/`, beside the folder of all runs, and return it.

@@ -93,11 +93,6 @@ class CheckpointFile:
             except Damaged as error:
                 warnings.warn(f"{error}; going on from an earlier state", stacklevel=2)
 
-    def remove(self) -> None:
-        """Delete both snapshots, and what a kill left half written."""
-        for path in (self.path, self.previous, self.path.with_suffix(".part")):
-            path.unlink(missing_ok=True)
-
 
 def flat(state: Any) -> tuple[Any, dict[str, Tensor | StoredTensor]]:
     """Return the form of `state`, which is JSON, and its tensors by their place in it."""

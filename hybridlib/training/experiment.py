@@ -4,6 +4,7 @@ import math
 import sys
 import time
 import warnings
+from functools import partial
 from typing import Any
 
 from hybridlib.method.schedule import Phase, PhaseState
@@ -62,13 +63,14 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
 
         if (saved := file.newest(fits)) is None:
             set_aside("")
-        trainer = make_trainer(run, device, snapshots=file, meter=meter)
+        new_trainer = partial(make_trainer, run, device, snapshots=file, meter=meter)
+        trainer = new_trainer()
         if saved is not None:
             try:
                 trainer.load_state_dict(saved["state"])
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 set_aside(f"other code made its checkpoint ({error!r}): ")
-                saved, trainer = None, make_trainer(run, device, snapshots=file, meter=meter)
+                saved, trainer = None, new_trainer()
             else:
                 (records.path / "run.json").unlink(missing_ok=True)
                 about["started_at"] = saved["about"]["started_at"]
@@ -96,9 +98,7 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
         )
         tokens = run.batch_size * run.seq_len
         facts["summary"] = summarise(records.flushed_steps(), records.evals(), run.steps, tokens)
-        records.finish(facts)
-        if run.extend == 1 or facts["target_loss"] is not None:
-            file.remove()
+        records.finish(facts, to_be_extended=run.extend > 1 and facts["target_loss"] is None)
         return facts
 
 
