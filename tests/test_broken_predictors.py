@@ -62,12 +62,17 @@ def test_a_broken_file_stops_only_those_who_use_it(copy: Path, kind: str) -> Non
     assert found["mine"].startswith("refused") and "aaa.py" in found["mine"] and said in found["mine"]
 
 
-@pytest.mark.parametrize(
-    "content", ["class Mine(Mine): pass", "class A(B): pass\nclass B(A): pass", "class Wnn(Wnn): pass"]
-)
+@pytest.mark.parametrize("content", ["class Mine(Mine): pass", "class A(B): pass\nclass B(A): pass"])
 def test_classes_in_a_circle_stop_only_those_who_use_them(copy: Path, content: str) -> None:
     found = used(copy, content)
     assert found["spectral"] == "made Spectral" and found["wnn"] == "made Wnn" and found["mine"].startswith("refused")
+
+
+def test_a_copy_of_a_file_beside_it_stops_only_those_who_use_it(copy: Path) -> None:
+    wnn = (copy / "hybridlib" / "method" / "predictors" / "wnn.py").read_text(encoding="utf-8")
+    found = used(copy, wnn, "wnn-Copy1.py")
+    assert found["spectral"] == "made Spectral"
+    assert found["wnn"].startswith("refused") and "wnn-Copy1.py and in wnn.py: rename one" in found["wnn"]
 
 
 def test_a_byte_order_mark_is_fine(copy: Path) -> None:

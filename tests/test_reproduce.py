@@ -10,7 +10,6 @@ import pytest
 import yaml
 from rich.console import Console
 
-import run_all
 from hybridlib.study import pipeline, progress, reproduce
 from hybridlib.study.parameters import ROOT, load_study
 from hybridlib.study.records import RunFolder
@@ -28,7 +27,6 @@ STUDY = dict(
 def little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     for module in (progress, pipeline, reproduce):
         monkeypatch.setattr(module, "OUTPUTS", tmp_path / "outputs")
-    monkeypatch.setattr(reproduce, "DATA", "markov")
     monkeypatch.setenv("HYBRIDLIB_OUTPUTS", str(tmp_path / "outputs"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "little.yaml").write_text(yaml.safe_dump(STUDY))
@@ -128,7 +126,7 @@ def test_the_largest_relative_difference(then: list, now: list, apart: float) ->
     assert reproduce.largest(pd.Series(then, dtype=float), pd.Series(now, dtype=float)) == apart
 
 
-def test_a_study_without_the_pair_is_refused(tmp_path: Path, capsys) -> None:
-    (tmp_path / "little.yaml").write_text(yaml.safe_dump(STUDY))
-    assert run_all.main(["--study", str(tmp_path / "little.yaml"), "--reproduce"]) == 2
-    assert "--reproduce: no data source 'text'" in " ".join(capsys.readouterr().out.split())
+def test_the_pair_is_of_the_source_that_the_study_is_judged_on(little: Study) -> None:
+    two = little.model_copy(update=dict(sources=dict(even=dict(kind="uniform")) | little.sources))
+    assert [run.data for run in reproduce.pair(little)] == ["markov"] * 2
+    assert [run.data for run in reproduce.pair(two.model_copy(update=dict(judged_on="markov")))] == ["markov"] * 2

@@ -127,7 +127,7 @@ def test_ways_to_flatten_are_held_to_the_frozen_one_seed_by_seed(fake_study, mon
 
 @pytest.mark.parametrize("read", [True, False])
 def test_gains_by_size_are_of_like_runs_of_the_studies_that_are_read(fake_study, tmp_path, monkeypatch, read) -> None:
-    larger = FakeStudy(tmp_path, study="gpt2-small", also_reads=["fake"])
+    larger = FakeStudy(tmp_path, study="gpt2-small")
     larger.folder = larger.outputs / "gpt2-small"
     for seed in (1, 2, 3):
         for arm in ("baseline", "hybrid"):

@@ -150,6 +150,11 @@ def test_hybrids_phases_are_in_the_briefs_bands(name):
         ("chapters", {"09_report": dict(study="cpu")}, ["chapters.09_report.study", "--study"]),
         ("chapters", {"02_phases": dict(device="cpu")}, ["chapters.02_phases.device", "--device"]),
         ("sources.text.paths", [""], ["sources.text.paths.0: ''", "at least 1 character"]),
+        ("sources.text.successors", 2, ["sources.text: successors = 2 belongs to kind markov, not text"]),
+        ("sources.even", dict(kind="uniform", held_out_pct=9.0), ["sources.even: held_out_pct = 9.0", "kind text"]),
+        ("arms.mine.optimizer.lr_matrices", 0.01, ["arms.mine.optimizer: lr_matrices = 0.01", "muon, not adam"]),
+        ("arms.mine.optimizer.slow_every", 6, ["arms.mine.optimizer: slow_every = 6", "lookahead, not adam"]),
+        ("also_reads", ["gpt2-smal"], ["also_reads", "'gpt2-smal'", "did you mean gpt2-small?"]),
     ],
 )
 def test_a_bad_value_is_refused_by_name(tmp_path, path, value, said):
@@ -178,6 +183,7 @@ def test_a_bad_value_is_refused_by_name(tmp_path, path, value, said):
         ("arms:\n\t- a", ["line 2", "Indent with spaces"]),
         ("arms: &a {b: *a}", ["an alias inside of what it stands for"]),
         ("arms: " + "[" * 500 + "]" * 500, ["more than 30 levels"]),
+        ("arms: " + "[" * 200_000, ["more than 30 levels"]),
         ("arms: {a: {b: 1, <<: {c: 2}, b: 3}}", ["'b' given twice"]),
     ],
 )
@@ -229,6 +235,12 @@ def test_settings_that_do_not_fit_one_another_are_refused(tmp_path, given, said)
     with pytest.raises(ParameterError) as refused:
         load(tmp_path, GOOD | given)
     assert "bad.yaml: " in str(refused.value) and said in str(refused.value)
+
+
+def test_speed_is_measured_on_the_judged_source_without_pilot_seeds_too(tmp_path):
+    study = load(tmp_path, GOOD | dict(sources=dict(prose=GOOD["sources"]["text"]), plan={}))
+    run = study.timed_run("baseline")
+    assert (run.data, run.seed) == ("prose", 42)
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):

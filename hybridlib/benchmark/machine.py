@@ -61,7 +61,7 @@ def facts(study: Study, device_choice: str) -> dict[str, Any]:
 
     `device_choice` is the name given to `pick_device`.
     """
-    run = study.run("baseline", "text", study.pilot_seeds[0])
+    run = study.timed_run("baseline")
     device = pick_device(device_choice, run.threads)
     return dict(
         gemm_fp32_flops_per_s=gemm_flops_per_s(device, torch.float32),

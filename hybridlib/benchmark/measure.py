@@ -25,7 +25,7 @@ def at_size(
 
     Each contender has `rounds` blocks of `steps` computed steps; `device_choice` is the name given to `pick_device`.
     """
-    runs = {arm: study.run(arm, "text", study.pilot_seeds[0]) for arm in ("baseline", "hybrid", "memory_optimized")}
+    runs = {arm: study.timed_run(arm) for arm in ("baseline", "hybrid", "memory_optimized")}
     plain = Workload.of(runs["baseline"], device_choice)
     hybrid, lean = (
         Hybrid(Workload(runs[arm], plain.source, plain.device), steps) for arm in ("hybrid", "memory_optimized")
@@ -89,7 +89,7 @@ def climb(study: Study, device_choice: str, rounds: int, steps: int) -> pd.DataF
     Arguments are as for `at_size` (`study`, `device_choice`, `rounds`, `steps`). Every rung has a process of its own,
     so that what one leaves in memory slows no other.
     """
-    plain, *others = (study.run(arm, "text", study.pilot_seeds[0]) for arm in ("baseline", *RUNGS))
+    plain, *others = map(study.timed_run, ("baseline", *RUNGS))
     spreads = [Spread.of(alone(_speedups, run, plain, device_choice, rounds, steps)) for run in others]
     return pd.DataFrame(spreads).rename(columns=dict(median="speedup")).assign(rung=RUNGS)
 
@@ -113,7 +113,7 @@ def grow(study: Study, device_choice: str, steps: int = 4) -> pd.DataFrame:
 
     Columns `parameters, tokens, seconds, flops, over`; `device_choice` is the name given to `pick_device`.
     """
-    run = study.run("baseline", "text", study.pilot_seeds[0])
+    run = study.timed_run("baseline")
     models = [
         Model(n_layer=layers, n_head=layers, n_embd=width, block_size=512, vocab_size=rows)
         for layers, width, rows in SIZES

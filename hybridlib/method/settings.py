@@ -127,18 +127,28 @@ def predictor_settings() -> dict[str, Kinds]:
     return found
 
 
-def catalogue() -> dict[str, tuple[Path, Kinds]]:
-    """Return the file and the settings of every predictor in `method/predictors/`, by its name."""
+def catalogue() -> dict[str, tuple[list[Path], Kinds]]:
+    """Return, of every predictor in `method/predictors/` by its name, the files that define it, and its settings."""
     return of_files(tuple((path, path.stat().st_mtime_ns) for path in predictor_files()))
 
 
 @cache
-def of_files(files: tuple[tuple[Path, int], ...]) -> dict[str, tuple[Path, Kinds]]:
+def of_files(files: tuple[tuple[Path, int], ...]) -> dict[str, tuple[list[Path], Kinds]]:
     """Return the catalogue of these `files`, each given with the time when it was last changed."""
     trees = {path: tree for path, _ in files if (tree := parsed(path))}
     found = [(path, node) for path, tree in trees.items() for node in tree.body if isinstance(node, ast.ClassDef)]
     classes = {node.name: node for _, node in found}
-    return {snake(node.name): (path, written_kinds(node, classes)) for path, node in found if not abstract(node)}
+    told: dict[str, tuple[list[Path], Kinds]] = {}
+    for path, node in found:
+        if not abstract(node):
+            told.setdefault(snake(node.name), ([], written_kinds(node, classes)))[0].append(path)
+    return told
+
+
+def defined_twice(name: str) -> str:
+    """Say which files define the predictor `name` if several do, as a copy beside the original; else return ""."""
+    files = [path.name for path in catalogue().get(name, ([], {}))[0]]
+    return f"predictor {name!r}: defined in {' and in '.join(files)}: rename one" if len(files) > 1 else ""
 
 
 def abstract(cls: ast.ClassDef) -> bool:

@@ -3,12 +3,12 @@
 It knows no torch: a plan is made, and a bad file refused, before anything heavy is imported.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from hybridlib.method.settings import instead, no_predictor, predictor_settings, problem
+from hybridlib.method.settings import defined_twice, instead, no_predictor, predictor_settings, problem
 
 
 class Strict(BaseModel):
@@ -24,6 +24,18 @@ class Strict(BaseModel):
             said = {key: f"unknown key: {instead(key, cls.model_fields)}" for key in unknown}
             raise PydanticCustomError("unknown_keys", "unknown key {first}", dict(first=repr(unknown[0]), said=said))
         return given
+
+    def refuse_idle(self, key: str, owners: dict[str, tuple[str, ...]]) -> Self:
+        """Return it; raise `ValueError` for a setting that does nothing, because `key` has another value.
+
+        `owners` gives, for values of `key`, the settings that belong to it alone. A default is no setting.
+        """
+        chosen, fields = getattr(self, key), type(self).model_fields
+        for owner, names in owners.items():
+            for name in names if chosen != owner else ():
+                if (value := getattr(self, name)) != fields[name].default:
+                    raise ValueError(f"{name} = {value!r} belongs to {key} {owner}, not {chosen}: leave it out")
+        return self
 
 
 class Schedule(Strict):
@@ -54,6 +66,8 @@ class PredictorSettings(Strict):
         known = predictor_settings()
         if self.name not in known:
             raise ValueError(no_predictor(self.name, known))
+        if twice := defined_twice(self.name):
+            raise ValueError(twice)
         for key, value in self.settings.items():
             if key in known[self.name] and (said := problem(value, known[self.name][key])):
                 raise ValueError(f"predictor {self.name}: {key}: {value!r} {said}")
@@ -80,6 +94,10 @@ class OptimizerSettings(Strict):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     eps: float = Field(default=1e-8, gt=0)
+
+    @model_validator(mode="after")
+    def _settings_belong_to_the_name(self) -> Self:
+        return self.refuse_idle("name", dict(muon=("lr_matrices",), lookahead=("slow_every", "slow_share")))
 
 
 class Guards(Strict):

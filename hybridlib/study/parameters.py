@@ -72,7 +72,9 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.012
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in the YAML file `path`; raise `ParameterError` for a missing, unreadable or malformed one."""
     try:
-        value = yaml.load(path.read_text(encoding="utf-8-sig"), _Loader)
+        text = path.read_text(encoding="utf-8-sig")
+        _require_shallow(text)
+        value = yaml.load(text, _Loader)
         _require_finite(value)
     except OSError as error:
         raise ParameterError(f"{path}: cannot be read: {error.strerror}") from None
@@ -87,6 +89,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if wrong := [key for key in value if not isinstance(key, str)]:
         raise ParameterError(f"{path}: key {wrong[0]!r} must be text, not {type(wrong[0]).__name__}: put it in quotes")
     return value
+
+
+def _require_shallow(text: str) -> None:
+    """Raise `ValueError` for YAML `text` that is nested too deep: libyaml's composer would overflow the stack."""
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        opens = isinstance(event, yaml.events.CollectionStartEvent)
+        depth += opens - isinstance(event, yaml.events.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} levels of mappings and lists, in line {event.start_mark.line + 1}")
 
 
 def _require_finite(value: Any, above: tuple[int, ...] = ()) -> None:
@@ -133,6 +145,11 @@ def _said(fault: Any) -> str:
     return ": ".join(filter(None, [f"{shown}: {message}", hint]))
 
 
+def known_studies() -> list[str]:
+    """Return the names of the studies in params/."""
+    return sorted(p.stem for p in PARAMS.glob("[!.]*.yaml") if p.stem not in ("arms", "criteria"))
+
+
 def study_path(name: str) -> Path:
     """Return the file of the study `name`: a name in params/ (`cpu`) or a path (`my/study.yaml`).
 
@@ -140,7 +157,7 @@ def study_path(name: str) -> Path:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PARAMS / f"{name}.yaml"
     if not path.is_file():
-        there = sorted(p.stem for p in PARAMS.glob("[!.]*.yaml") if p.stem not in ("arms", "criteria"))
+        there = known_studies()
         near = f"{instead(path.stem, there)} Known: {', '.join(there)}; or give a .yaml file"
         raise ParameterError(f"no study {name!r}: {path} is no file; {near}")
     return path
@@ -164,9 +181,13 @@ def load_study(name: str) -> Study:
     arms = {arm: merged(shared.get(arm, {}), own.get(arm, {})) for arm in [*shared, *own]}
     given["arms"] = {arm: resolved(arm, arms, path) for arm in arms}
     try:
-        return Study(**given)
+        study = Study(**given)
     except ValidationError as error:
         raise refusal(path, error) from None
+    for other in study.also_reads:
+        if other not in (there := known_studies()) and not (OUTPUTS / other).is_dir():
+            raise ParameterError(f"{path}: also_reads: no study {other!r}: {instead(other, there)}")
+    return study
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from hybridlib.study.run import Run
 from hybridlib.study.schema import Study
 from hybridlib.study.storage import write_atomically
 
-PAIR, DATA = ("baseline", "hybrid"), "text"  # what the criteria of speed and quality compare, and on which source
+PAIR = "baseline", "hybrid"  # what the criteria of speed and quality compare
 # Relative, of the final held-out loss. Verdicts turn on whole percents of it, of which this is a hundredth; what
 # another processor rounds otherwise stays below it, where a seed or a setting of its own moves the loss by more.
 SAME = 1e-4
@@ -43,7 +43,7 @@ class CannotTrain(Exception):
 
 def pair(study: Study) -> list[Run]:
     """Return baseline and hybrid of the first seed of `study`. Raise `ValueError` for a study without them."""
-    return [study.run(arm, DATA, study.seeds[0], where="--reproduce") for arm in PAIR]
+    return [study.run(arm, study.judged, study.seeds[0], where="--reproduce") for arm in PAIR]
 
 
 def recorded(runs: list[Run]) -> list[Run]:

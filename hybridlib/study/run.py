@@ -1,6 +1,6 @@
 """The schema of a run: everything that its records depend on."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -69,10 +69,9 @@ class Source(Strict):
     successors: int = Field(default=4, ge=1)
 
     @model_validator(mode="after")
-    def _text_alone_has_a_tokenizer(self) -> "Source":
-        if self.kind != "text" and (self.tokenizer_vocab is not None or self.paths or self.max_mb is not None):
-            raise ValueError(f"tokenizer_vocab, paths and max_mb belong to kind text, not {self.kind}")
-        return self
+    def _settings_belong_to_the_kind(self) -> Self:
+        text = ("tokenizer_vocab", "paths", "held_out_pct", "max_mb")
+        return self.refuse_idle("kind", dict(text=text, markov=("successors",)))
 
 
 class Shape(Strict):

@@ -82,6 +82,10 @@ class Study(Shape):
         """Return the name of the data source on which the criteria are judged."""
         return self.judged_on or next(iter(self.sources))
 
+    def timed_run(self, arm: str) -> Run:
+        """Return the run of `arm` that is timed, on the source `judged`, with a pilot seed if there is one."""
+        return self.run(arm, self.judged, (self.pilot_seeds or self.seeds)[0])
+
     @model_validator(mode="after")
     def _plan_is_possible(self) -> "Study":
         if shared := sorted(set(self.seeds) & set(self.pilot_seeds)):

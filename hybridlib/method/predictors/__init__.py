@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 from hybridlib.method.predictors.base import Predictor, defined
-from hybridlib.method.settings import catalogue, no_predictor
+from hybridlib.method.settings import catalogue, defined_twice, no_predictor
 
 
 def make_predictor(name: str, **settings: Any) -> Predictor:
@@ -16,14 +16,17 @@ def make_predictor(name: str, **settings: Any) -> Predictor:
         settings: the arguments of its `__init__`.
 
     Raises:
-        ValueError: for an unknown name, a file that cannot be imported, or a setting out of its range.
+        ValueError: for an unknown name, one that two files define, a file that cannot be imported, or a setting out of
+            its range.
         TypeError: for a setting that the predictor does not have.
     """
+    if twice := defined_twice(name):
+        raise ValueError(twice)
     if name not in defined():
         there = catalogue()
         if name not in there:
             raise ValueError(no_predictor(name, there | defined()))
-        file, _ = there[name]
+        (file, *_), _ = there[name]
         try:
             import_module(f"{__name__}.{file.stem}")
         except Exception as error:  # whatever a file of one's own raises
