@@ -1,11 +1,14 @@
 """What leaves the device comes back bit for bit, and while it is away the process is smaller."""
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
 from hybridlib.method.offload import OptimizerOffload, TensorStore
+from hybridlib.training.checkpoint import CheckpointFile, Snapshots
 from hybridlib.training.meter import Meter, give_back
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
@@ -75,3 +78,17 @@ def test_a_phases_peak_is_its_own() -> None:
     give_back()
     meter.enter_phase()
     assert peak - meter.peak_mb() == pytest.approx(120, abs=15)
+
+
+def test_a_checkpoint_that_was_written_keeps_no_tensor(tmp_path: Path) -> None:
+    """Not even until garbage is collected: what left the device in Predict would still be there."""
+    tensor = torch.ones(3)
+    known = weakref.ref(tensor)
+    gc.disable()
+    try:
+        CheckpointFile(tmp_path / "x.safetensors", dict, {}).save(dict(moments=[dict(of=tensor)]))
+        Snapshots().save(dict(moments=[dict(of=tensor)]))
+        del tensor
+        assert known() is None
+    finally:
+        gc.enable()

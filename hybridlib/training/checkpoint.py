@@ -97,23 +97,28 @@ class CheckpointFile:
 def flat(state: Any) -> tuple[Any, dict[str, Tensor | StoredTensor]]:
     """Return the form of `state`, which is JSON, and its tensors by their place in it."""
     tensors: dict[str, Tensor | StoredTensor] = {}
+    return _form(state, "", tensors), tensors
 
-    def form(value: Any, place: str) -> Any:
-        if isinstance(value, (Tensor, StoredTensor)):
-            while place in tensors:  # {"a.b": …, "a": {"b": …}}
-                place += "'"
-            tensors[place] = value
-            return dict(tensor=place)
-        if isinstance(value, dict):
-            above = f"{place}." if place else ""
-            return dict(dict=[[form(key, ""), form(item, f"{above}{key}")] for key, item in value.items()])
-        if isinstance(value, (list, tuple)):
-            return {type(value).__name__: [form(item, f"{place}.{at}") for at, item in enumerate(value)]}
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        raise TypeError(f"a state cannot hold a {type(value).__name__}, as {place} is")
 
-    return form(state, ""), tensors
+def _form(value: Any, place: str, tensors: dict[str, Tensor | StoredTensor]) -> Any:
+    """Return the form of `value`, and put its tensors, by their `place`, into `tensors`.
+
+    It is no function inside of `flat`: one that calls itself there would keep all tensors until garbage is collected.
+    """
+    if isinstance(value, (Tensor, StoredTensor)):
+        while place in tensors:  # {"a.b": …, "a": {"b": …}}
+            place += "'"
+        tensors[place] = value
+        return dict(tensor=place)
+    if isinstance(value, dict):
+        above = f"{place}." if place else ""
+        pairs = [[_form(key, "", tensors), _form(item, f"{above}{key}", tensors)] for key, item in value.items()]
+        return dict(dict=pairs)
+    if isinstance(value, (list, tuple)):
+        return {type(value).__name__: [_form(item, f"{place}.{at}", tensors) for at, item in enumerate(value)]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a state cannot hold a {type(value).__name__}, as {place} is")
 
 
 def built(form: Any, tensor: Callable[[str], Tensor]) -> Any:
