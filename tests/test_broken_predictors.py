@@ -68,6 +68,12 @@ def test_classes_in_a_circle_stop_only_those_who_use_them(copy: Path, content: s
     assert found["spectral"] == "made Spectral" and found["wnn"] == "made Wnn" and found["mine"].startswith("refused")
 
 
+def test_a_class_that_is_its_own_base_and_named_as_another_stops_only_those_who_use_it(copy: Path) -> None:
+    found = used(copy, "class Wnn(Wnn): pass")
+    assert found["spectral"] == "made Spectral" and found["mine"].startswith("refused")
+    assert found["wnn"].startswith("refused") and "aaa.py and in wnn.py: rename one" in found["wnn"]
+
+
 def test_a_copy_of_a_file_beside_it_stops_only_those_who_use_it(copy: Path) -> None:
     wnn = (copy / "hybridlib" / "method" / "predictors" / "wnn.py").read_text(encoding="utf-8")
     found = used(copy, wnn, "wnn-Copy1.py")

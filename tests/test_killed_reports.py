@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -16,9 +15,9 @@ from conftest import FakeStudy
 from test_crash import descendants, using
 
 from hybridlib.study.parameters import ROOT
+from hybridlib.study.storage import PART
 
 STAGES = ["benchmark", "memory", "report"]  # they read records, and write all kinds of file
-PART = re.compile(r"\.\d+\.part(\.ipynb)?$")  # what a killed process was at; nobody reads it, the next start deletes it
 ENDS = {".png": b"IEND\xaeB`\x82", ".pdf": b"%%EOF", ".svg": b"</svg>", ".html": b"</html>"}
 SAME = ["results.json", "shown/*.json", "shown/*.csv", "results/criteria*.csv", "results/runs.csv", "*.md"]
 
@@ -82,6 +81,7 @@ def test_a_kill_leaves_whole_files_and_the_same_command_makes_the_same(request, 
         while using(fake_study.outputs) and time.monotonic() < until_s:
             time.sleep(0.05)
         orphans += len(using(fake_study.outputs))
+        # What a killed process was at is in parts, which nobody reads and the next start deletes.
         torn += [file for file in not_whole(fake_study.folder) if not PART.search(file)]
     last = started(fake_study)
     said = last.communicate()[0]

@@ -130,3 +130,9 @@ def test_the_pair_is_of_the_source_that_the_study_is_judged_on(little: Study) ->
     two = little.model_copy(update=dict(sources=dict(even=dict(kind="uniform")) | little.sources))
     assert [run.data for run in reproduce.pair(little)] == ["markov"] * 2
     assert [run.data for run in reproduce.pair(two.model_copy(update=dict(judged_on="markov")))] == ["markov"] * 2
+
+
+def test_a_study_without_the_pair_is_refused(little: Study) -> None:
+    without = little.model_copy(update=dict(arms={name: arm for name, arm in little.arms.items() if name != "hybrid"}))
+    with pytest.raises(ValueError, match="--reproduce: no arm 'hybrid'"):
+        reproduce.pair(without)

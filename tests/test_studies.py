@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hybridlib.study import progress
-from hybridlib.study.parameters import PARAMS, ParameterError, load_study, merged, read_yaml
+from hybridlib.study.parameters import ParameterError, known_studies, load_study, merged, read_yaml
 from hybridlib.study.run import HELD_OUT_SEED
 from hybridlib.study.schema import Study
 
-STUDIES = sorted(path.stem for path in PARAMS.glob("*.yaml") if path.stem not in ("arms", "criteria"))
+STUDIES = known_studies()
 GOOD = dict(
     study="good",
     model=dict(preset="nano", vocab_size=512),

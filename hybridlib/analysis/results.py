@@ -16,7 +16,7 @@ from hybridlib.analysis.rules import read_rules
 from hybridlib.analysis.show import Show, keep_file
 from hybridlib.analysis.statistics import Effect
 from hybridlib.analysis.wording import estimate
-from hybridlib.study.parameters import OUTPUTS, PARAMS, ROOT
+from hybridlib.study.parameters import OUTPUTS, ROOT, known_studies
 from hybridlib.study.records import PHASES
 from hybridlib.study.storage import write_atomically
 
@@ -92,8 +92,7 @@ def _finite(value: Any) -> Any:
 
 def committed() -> dict[str, dict[str, Any]]:
     """Return the results of each study in params/ but smoke: the default study's, then those of most seeds."""
-    names = [path.stem for path in PARAMS.glob("*.yaml") if path.stem not in ("arms", "criteria", "smoke")]
-    found = {name: facts_of(OUTPUTS / name / "results.json") for name in names}
+    found = {name: facts_of(OUTPUTS / name / "results.json") for name in known_studies() if name != "smoke"}
     seeds = {name: [len(arm["seeds"]) for arm in of["arms"].values()] for name, of in found.items() if of.get("arms")}
     return {name: found[name] for name in sorted(seeds, key=lambda name: (name != "cpu", -max(seeds[name]), name))}
 

@@ -27,8 +27,7 @@ from hybridlib.study import chapters, progress
 from hybridlib.study.chapters import source, stamp
 from hybridlib.study.plan import PIPELINE, Job
 from hybridlib.study.provenance import ROOT, from_root
-from hybridlib.study.records import CHECKPOINTS
-from hybridlib.study.storage import part_of, writing
+from hybridlib.study.storage import part_of, remove_checkpoints, writing
 
 PATIENCE_S = 30.0  # for a checkpoint, which takes a step's time and a write's
 
@@ -171,8 +170,7 @@ def show_warnings(console: Console, text: str) -> None:
 def tidy(job: Job, study: str) -> None:
     """Delete the checkpoints of `job` in `study`, kept for an extension that was not needed, if it is complete."""
     if job.run and job_state(job, study) == "complete":
-        for file in progress.run_folder(job.run).glob(CHECKPOINTS):
-            file.unlink(missing_ok=True)
+        remove_checkpoints(progress.run_folder(job.run))
 
 
 def forget(job: Job, study: str) -> None:

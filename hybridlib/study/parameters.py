@@ -184,8 +184,9 @@ def load_study(name: str) -> Study:
         study = Study(**given)
     except ValidationError as error:
         raise refusal(path, error) from None
+    there = known_studies() if study.also_reads else []
     for other in study.also_reads:
-        if other not in (there := known_studies()) and not (OUTPUTS / other).is_dir():
+        if other not in there and not (OUTPUTS / other).is_dir():
             raise ParameterError(f"{path}: also_reads: no study {other!r}: {instead(other, there)}")
     return study
 

@@ -15,10 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from hybridlib.study.storage import Mark, mark, write_atomically, writing
+from hybridlib.study.storage import Mark, mark, remove_checkpoints, write_atomically, writing
 
 PHASES = ("warmup", "full", "predict", "correct")
-CHECKPOINTS = "checkpoint.*"  # of a run, and what a kill left of one half written
 NEEDED = {"arm", "data", "seed", "parameters", "numerics", "device", "last_step", "summary"}
 NEEDED_OF_SUMMARY = {"nominal_steps", "train_s", "held_out_loss", "nominal_tokens_per_s"}
 
@@ -119,8 +118,8 @@ class RunFolder:
         facts = facts | dict(files=self.marks())
         facts["sha256"] = sha256_of(facts)
         write_atomically(self.path / "run.json", json.dumps(facts, indent=1) + "\n")
-        for file in () if to_be_extended else self.path.glob(CHECKPOINTS):
-            file.unlink(missing_ok=True)
+        if not to_be_extended:
+            remove_checkpoints(self.path)
 
     def set_aside(self) -> Path | None:
         """Move all that lies here to a new folder in `superseded/`, beside the folder of all runs, and return it.

@@ -14,6 +14,12 @@ from filelock import FileLock, Timeout
 Mark = tuple[int, str]  # a file's length in bytes, and the sha256 of its content so far
 
 
+PART = re.compile(
+    r"\.(\d+)\.part(\.ipynb)?$"
+)  # ends the name of what the process of this number has not yet written whole
+CHECKPOINTS = "checkpoint.*"  # of a run, and what a kill left of one half written
+
+
 class StorageError(OSError):
     """A file that could not be written; the message names it, the bytes to be written and the bytes free."""
 
@@ -55,9 +61,14 @@ def part_of(path: Path) -> Path:
 def remove_parts(folder: Path) -> None:
     """Delete what processes that have ended left half written in `folder` and below it."""
     for file in folder.rglob("*.part*"):
-        found = re.search(r"\.(\d+)\.part(\.ipynb)?$", file.name)
-        if found and not is_at_work(int(found[1])):
+        if (found := PART.search(file.name)) and not is_at_work(int(found[1])):
             file.unlink(missing_ok=True)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints in the `folder` of a run."""
+    for file in folder.glob(CHECKPOINTS):
+        file.unlink(missing_ok=True)
 
 
 def is_at_work(process: int) -> bool:
