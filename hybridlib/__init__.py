@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from hybridlib.method.predictors.base import History, Hold, Predictor
     from hybridlib.method.predictors.extrapolation import Dmd, Drift, Linear, Ridge
     from hybridlib.method.predictors.nesterov import Nesterov
-    from hybridlib.method.predictors.spectral import Polar, Sham, Spectral
+    from hybridlib.method.predictors.spectral import Sham, Spectral
     from hybridlib.method.predictors.wnn import Wnn
     from hybridlib.method.schedule import Phase, PhaseSchedule
 
 __all__ = [
-    "Dmd", "Drift", "History", "Hold", "HybridOptimizer", "Linear", "Nesterov", "Phase", "PhaseSchedule", "Polar",
+    "Dmd", "Drift", "History", "Hold", "HybridOptimizer", "Linear", "Nesterov", "Phase", "PhaseSchedule",
     "Predictor", "Ridge", "Sham", "Spectral", "Wnn",
 ]  # fmt: skip
 _DEFINED_IN = {
@@ -28,7 +28,7 @@ _DEFINED_IN = {
     "predictors.base": "History Hold Predictor",
     "predictors.extrapolation": "Dmd Drift Linear Ridge",
     "predictors.nesterov": "Nesterov",
-    "predictors.spectral": "Polar Sham Spectral",
+    "predictors.spectral": "Sham Spectral",
     "predictors.wnn": "Wnn",
     "schedule": "Phase PhaseSchedule",
 }

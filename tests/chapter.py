@@ -35,12 +35,12 @@ def cells(name: str, kind: str = "code") -> list[nbformat.NotebookNode]:
 
 
 def definitions(name: str, **given: Any) -> dict[str, Any]:
-    """Return the functions that a chapter defines, with its imports, its constants, and what is `given` around them."""
+    """Return what a chapter defines, with its imports, its constants, and what is `given` around them."""
     names = {"__name__": "__main__"} | given
     for cell in cells(name):
         tree = ast.parse(cell.source)
         constant = lambda node: isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)  # noqa: E731
-        kept = (ast.FunctionDef, ast.Import, ast.ImportFrom)
+        kept = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
         tree.body = [node for node in tree.body if isinstance(node, kept) or constant(node)]
         exec(compile(tree, name, "exec"), names)
     return names | given

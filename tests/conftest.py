@@ -17,6 +17,7 @@ from hybridlib.study.progress import summarise
 from hybridlib.study.records import EvalRecord, RunFolder, StepRecord
 from hybridlib.study.run import Run
 from hybridlib.study.storage import write_atomically
+from hybridlib.training import NUMERICS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -87,7 +88,7 @@ STUDY = dict(
 )
 FACTS = dict(
     corpus_sha256="corpus",
-    numerics=1,
+    numerics=NUMERICS,
     floor_nats=None,
     device="cpu: by hand, 1 threads",
     versions={"python": "3.11"},
@@ -137,6 +138,7 @@ class FakeStudy:
                     step_s,
                     0.8 * step_s if first else None,
                     mb,
+                    100.0 if run.memory == "offload" and not real else 60.0 if run.schedule else 0.0,
                     "jump" if first else "",
                 )
             )
@@ -194,7 +196,7 @@ def walk(predictor: Predictor, weights: Weights, steps: int, seed: int = 1) -> N
     predictor.start(weights)
     for _ in range(steps):
         for _, weight in weights:
-            weight.add_(0.01 * torch.randn(weight.shape, generator=generator).to(weight.dtype))
+            weight.add_(0.01 * torch.randn(weight.shape, generator=generator).to(weight))
         predictor.observe(weights)
 
 

@@ -94,8 +94,10 @@ def test_a_rejected_jump_leaves_buffers_as_they_were() -> None:
     model = make()
     trainer = trainer_of(model, predictor=Wild())
     go(trainer, 7)
-    before = values(model)
-    assert go(trainer, 1)[0][4] == "rejected" and same(values(model), before)
+    before, events = values(model), [go(trainer, 1)[0][4]]
+    while "rejected" not in events:
+        events += [record[4] for record in go(trainer, 1)]
+    assert events[0] == "jump" and len(events) < 20 and same(values(model), before)
 
 
 def test_a_skipped_step_and_a_rollback_leave_buffers_finite() -> None:
@@ -114,14 +116,6 @@ def test_a_skipped_step_and_a_rollback_leave_buffers_finite() -> None:
     assert all(torch.equal(weight, snapshot["weights"][name]) for name, weight in model.named_parameters())
 
 
-def test_a_probe_changes_no_buffer_and_no_random_number() -> None:
-    model = make(nn.Dropout(0.5))
-    objective = Objective(model, loss_of)
-    before, random = values(model), torch.get_rng_state()
-    objective.probe(batch(0))
-    assert same(values(model), before) and torch.equal(torch.get_rng_state(), random)
-
-
 def test_a_buffer_that_is_replaced_by_a_new_tensor_is_seen() -> None:
     class Averaging(nn.Module):
         def __init__(self) -> None:
@@ -137,9 +131,6 @@ def test_a_buffer_that_is_replaced_by_a_new_tensor_is_seen() -> None:
     trainer = trainer_of(model)
     go(trainer, 5)
     assert torch.equal(trainer.state_dict()["buffers"]["mean"], model.mean)
-    before = model.mean.clone()
-    trainer.objective.probe(batch(0))
-    assert torch.equal(model.mean, before)
 
 
 # Optimizers
@@ -563,7 +554,7 @@ FORMS: dict[str, tuple[Callable[[Tensor, Tensor], Any], Callable[[Any], tuple[Te
 
 @pytest.mark.parametrize("form", FORMS)
 def test_batches_of_any_form_train_as_a_tuple_does(form: str) -> None:
-    """In micro-batches and in the probe too, where each part has the form of the whole."""
+    """In micro-batches, where each part has the form of the whole."""
     wrap, unwrap = FORMS[form]
     kinds = set()
 

@@ -69,9 +69,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "wnn": predictor("wnn", window=8, inputs=3, samples=20_000),
     "nesterov": predictor("nesterov", gain=1.0, momentum=0.5, fade=0.5, fade_from=0.5),
     "spectral": predictor("spectral", gain=2.0, momentum=0.6, fade=0.7, fade_from=0.6, vector_gain=1.4),
-    "spectral_bf16": predictor("spectral", precision="bf16", embeddings=False, iterations=3),
-    "polar": predictor("polar", gain=2.0, momentum=0.6, vector_gain=1.4),
-    "polar_bf16": predictor("polar", precision="bf16", iterations=4, least=0.05),
+    "spectral_bf16": predictor("spectral", precision="bf16", embeddings=False, iterations=2, least=0.05),
     "over_muon": predictor("nesterov", gain=0.7, momentum=0.3)
     | dict(optimizer=dict(name="muon", lr=0.01, lr_matrices=0.004)),
     "moments_decay": KEEP | dict(moments="decay"),
@@ -94,7 +92,7 @@ FEATURES: dict[str, dict[str, Any]] = {
 EXTENSION = KEEP | dict(extend=2.0, predictor=dict(name="hold"))
 # Products in bf16 (Muon's own among them) round by instruction set; a spoilt run carries every rounding far.
 BF16, SPOILT = (
-    ("plain_bf16", "memory_optimized", "spectral_bf16", "polar_bf16", "muon", "over_muon"),
+    ("plain_bf16", "memory_optimized", "spectral_bf16", "muon", "over_muon"),
     ("lr_spike", "wild_jump"),
 )
 LOOSER = dict.fromkeys([*BF16, *SPOILT], 2e-3)

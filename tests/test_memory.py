@@ -1,15 +1,23 @@
 """What leaves the device comes back bit for bit, and while it is away the process is smaller."""
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from hybridlib import HybridOptimizer, Nesterov, PhaseSchedule
 from hybridlib.method.offload import OptimizerOffload, TensorStore
 from hybridlib.training.checkpoint import CheckpointFile, Snapshots
 from hybridlib.training.meter import Meter, give_back
+from hybridlib.training.objective import Objective
+from hybridlib.training.trainer import HybridTrainer
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 
@@ -24,6 +32,50 @@ def test_a_store_gives_back_what_it_was_given(dtype: torch.dtype, shape: tuple[i
     assert torch.equal(store.get("x"), kept) and store.get("x").dtype == dtype
     store.put("x", tensor)
     assert torch.equal(store.get("x"), tensor) and store.names() == ["x"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 5), st.data())
+def test_rows_are_read_and_written_as_slices_are(rows: int, columns: int, data: st.DataObject) -> None:
+    store, whole = TensorStore(), torch.arange(rows * columns, dtype=torch.float32).view(rows, columns)
+    store.put("before", torch.ones(3))
+    store.put("x", whole)
+    for _ in range(3):
+        at = data.draw(st.integers(0, rows - 1))
+        part = slice(at, data.draw(st.integers(at + 1, rows + 2)))
+        assert torch.equal(store.get("x", rows=part), whole[part])
+        whole[part] = -whole[part] - 1
+        store.put("x", whole[part], part)
+    assert torch.equal(store.get("x"), whole) and torch.equal(store.get("before"), torch.ones(3))
+
+
+@on_linux
+def test_counted_bytes_are_the_files_and_no_memory_of_the_process() -> None:
+    before = Meter(torch.device("cpu")).floor_mb
+    store, piece = TensorStore(), torch.ones(1_000_000)
+    for at in range(40):
+        store.put(f"x{at}", piece)
+    size = os.fstat(store._file.fileno())
+    assert store.nbytes == size.st_size == 160e6 and size.st_blocks * 512 >= 160e6
+    assert Meter(torch.device("cpu")).floor_mb - before < 20
+    assert not [line for line in Path("/proc/self/maps").read_text().splitlines() if f" {size.st_ino} " in line]
+
+
+def test_a_trainer_counts_what_it_keeps_off_the_device() -> None:
+    """The predictor's two copies, one that undoes a jump while it may be undone, the moments while they are away."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 40), torch.nn.Tanh(), torch.nn.Linear(40, 1))
+    schedule = PhaseSchedule(warmup=2, full=3, predict=4, correct=2, total=40)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = HybridOptimizer(adam, model.named_parameters(), schedule, Nesterov())
+    loss = lambda model, batch: (model(batch[0]) - batch[1]).square().mean()  # noqa: E731
+    trainer = HybridTrainer(optimizer, Objective(model, loss), offload=OptimizerOffload(optimizer))
+    one = sum(weight.numel() * 4 for weight in model.parameters())
+    copies = dict(warmup=0, full=2, predict=5, correct=2)
+    for _ in range(40):
+        batch = torch.randn(4, 6), torch.randn(4, 1)
+        record = trainer.step(batch)
+        assert round(record.stored_mb * 1e6) == one * copies[record.phase], record
 
 
 def test_a_cleared_store_is_empty_and_usable() -> None:
@@ -92,3 +144,20 @@ def test_a_checkpoint_that_was_written_keeps_no_tensor(tmp_path: Path) -> None:
         assert known() is None
     finally:
         gc.enable()
+
+
+TINY = """
+import torch
+from hybridlib.training.assemble import pick_device, subnormals_as_zero
+
+pick_device("cpu", 2)
+with subnormals_as_zero():
+    weight = torch.full((3_000_000,), 1e-30)
+    print(int((weight * 1e-9).view(torch.int32).count_nonzero()))  # 1e-39 is subnormal in float32
+print(int((weight[:9] * 1e-9).view(torch.int32).count_nonzero()))
+"""
+
+
+def test_subnormal_numbers_are_zero_on_all_threads_that_start_afterwards() -> None:
+    done = subprocess.run([sys.executable, "-c", TINY], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.stdout.split() == ["0", "9"], done.stderr

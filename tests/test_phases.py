@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridlib.method.schedule import Phase, PhaseSchedule
+from hybridlib.method.schedule import Phase, PhaseSchedule, PhaseState
 from hybridlib.study.parameters import load_study
 from hybridlib.training.assemble import schedule_of
 
@@ -59,13 +59,11 @@ def test_past_its_end_the_schedule_goes_on_at_full_length() -> None:
     assert horizons == [4, 4, 4, 4]
 
 
-@pytest.mark.parametrize("event", ["rejected", "rollback"])
-def test_a_rejected_jump_and_a_rollback_lead_to_full(event: str) -> None:
+def test_full_begins_anew_at_the_same_step() -> None:
     schedule = PhaseSchedule(warmup=1, full=2, predict=5, correct=2, total=50)
-    state = list(schedule.unroll(4))[-1]
-    assert state.phase is Phase.PREDICT
-    after = schedule.advance(state, event)
-    assert (after.phase, after.index, after.length, after.step) == (Phase.FULL, 0, 2, 5)
+    state = list(schedule.unroll(9))[-1]
+    assert state.phase is Phase.CORRECT
+    assert schedule.begin_full(state) == PhaseState(state.step, Phase.FULL, 0, 2, state.cycle + 1)
 
 
 def test_plain_training_is_all_real() -> None:

@@ -166,8 +166,8 @@ def test_progress_is_read_from_whole_rows_of_this_start_only(tmp_path, monkeypat
     records = RunFolder(progress.run_folder(run))
     assert progress_line.how_far(run, 0.0) == "starting"
     for step in range(1, 31):
-        records.add(StepRecord(step, "full", 1, 5.0, 148.4, 1.0, 128 * step, 0.5, None, 10.0, ""))
-    records.add(StepRecord(31, "predict", 0, None, None, None, 3840, 0.5, 0.4, 10.0, ""))
+        records.add(StepRecord(step, "full", 1, 5.0, 148.4, 1.0, 128 * step, 0.5, None, 10.0, 0.0, ""))
+    records.add(StepRecord(31, "predict", 0, None, None, None, 3840, 0.5, 0.4, 10.0, 0.0, ""))
     records.flush()
     with (records.path / "steps.csv").open("a") as out:
         out.write("32,full,1,9")
@@ -208,7 +208,7 @@ def baseline_made(tmp_path, monkeypatch) -> RunFolder:
         monkeypatch.setattr(module, "OUTPUTS", tmp_path)
     records = RunFolder(progress.run_folder(SMOKE.run("baseline", "text", 42)))
     for step in range(1, 61):
-        records.add(StepRecord(step, "full", 1, 5.0, 148.4, 1.0, 128 * step, 0.5, None, 10.0, ""))
+        records.add(StepRecord(step, "full", 1, 5.0, 148.4, 1.0, 128 * step, 0.5, None, 10.0, 0.0, ""))
     records.add(EvalRecord(60, 60, 30.0, 5.0))
     run = SMOKE.run("baseline", "text", 42)
     facts = dict(arm="baseline", data="text", seed=42, last_step=60, device="cpu: by hand, 1 threads")

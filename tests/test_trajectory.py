@@ -30,9 +30,14 @@ def test_linear_has_no_error_on_a_line() -> None:
 
 
 def test_hold_has_the_computed_loss_before_and_after_its_jump() -> None:
-    losses = CHAPTER["loss_after_correct"](RUN, open_source(RUN.source, 32, 4, 8), cycles=2)
+    source = open_source(RUN.source, 32, 4, 8)
+    plain = CHAPTER["PlainTraining"](RUN, source, [source.held_out(0)])
+    losses = CHAPTER["loss_after_correct"](RUN, plain, cycles=2)
     assert losses["loss_after_jump"] == losses["loss_before"]
     assert losses["loss_after_correct"] == losses["loss_computed"]
+    known = dict(plain.losses)
+    assert CHAPTER["loss_after_correct"](RUN, plain, cycles=2) == losses and plain.losses == known
+    assert plain.loss_after(3) not in known.values() and plain.trainer.real_steps == 3, "an earlier step starts anew"
 
 
 def test_a_trajectory_starts_at_the_seeds_weights_and_moves() -> None:

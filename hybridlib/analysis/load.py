@@ -32,7 +32,7 @@ SUMMARY = [
 ]  # fmt: skip
 RUN_COLUMNS = [
     *KEYS, "role", "kind", *SETTINGS, *FACTS, "commit", "dirty", "versions", *SUMMARY,
-    *(f"peak_mb_{phase}" for phase in (*PHASES, "run")), *(f"phase_share_{phase}" for phase in PHASES),
+    "peak_mb_run", *(f"{what}_{phase}" for what in ("peak_mb", "stored_mb", "phase_share") for phase in PHASES),
     "target_loss", "time_to_target_s", "steady_time_to_target_s", "reported_loss_nats",
 ]  # fmt: skip
 UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)  # what damaged or cut records raise

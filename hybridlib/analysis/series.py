@@ -81,7 +81,7 @@ def smoothed_lines(
 @drawn
 def fault_recovery(near: pd.DataFrame) -> alt.TopLevelMixin:
     """Draw `near`, the training loss of `around_fault`; rules mark fault and answers, a dashed one the level before."""
-    kinds = dict(fault=VERMILLION, high=SKY, skipped=PURPLE, rollback=ORANGE)
+    kinds = dict(fault=VERMILLION, loss_spike=SKY, skipped=PURPLE, rollback=ORANGE)
     x = alt.X("step:Q", title="nominal step", scale=alt.Scale(zero=False, nice=False))
     y = alt.Y("loss:Q", title="training loss (nats)", scale=alt.Scale(zero=False))
     rows = small(near, 5)

@@ -10,11 +10,10 @@ import pandas as pd
 
 BLACK, ORANGE, SKY, GREEN, YELLOW = "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#999999"
-WINE = "#882255"  # of another palette for the colour-blind: there are ten predictors and nine colours in the first
 COLOURS = dict(
     baseline=BLACK, hybrid=BLUE, memory_optimized=GREEN, hold=ORANGE, sham=VERMILLION, baseline_bf16=GREY,
     hybrid_bf16=SKY, hybrid_accumulation=PURPLE, hybrid_offload=YELLOW, spectral=BLUE, nesterov=PURPLE, linear=SKY,
-    drift=GREEN, ridge=BLACK, dmd=GREY, wnn=YELLOW, polar=WINE, adam_tuned=SKY, muon=PURPLE, schedule_free=GREY,
+    drift=GREEN, ridge=BLACK, dmd=GREY, wnn=YELLOW, adam_tuned=SKY, muon=PURPLE, schedule_free=GREY,
     lookahead=YELLOW, warmup=GREY, full=BLUE, predict=ORANGE, correct=GREEN, PASS=GREEN, FAIL=VERMILLION,
     INCONCLUSIVE=GREY,
 )  # fmt: skip

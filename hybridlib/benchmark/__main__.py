@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.table import Table
 
 from hybridlib.benchmark.machine import facts
 from hybridlib.benchmark.measure import at_size, climb, grow
@@ -50,7 +51,21 @@ def main(argv: list[str] | None = None) -> int:
         rounds = max((args.rounds or study.timing.rounds) // 2, 1)
         rungs = climb(study, args.device, rounds, study.timing.real_steps)
         keep(folder, found, tables, study, dict(ladder=rungs))
+    console.print(ratio_table(found, studies))
     return 0
+
+
+def ratio_table(found: dict[str, Any], studies: list[Study]) -> Table:
+    """Return the ratios in `found`, a column for each of `studies`, with their quartiles."""
+    table = Table(title=f"Ratios on {found['device']}: medians [quartiles]")
+    for name in ("ratio", *(study.study for study in studies)):
+        table.add_column(name)
+    sizes = [found, *(found[study.study.replace("-", "_")] for study in studies[1:])]
+    for name in found["spread"]:
+        spreads = [size["spread"][name] for size in sizes]
+        told = [f"{size[name]:g} [{s['low']:g}, {s['high']:g}]" for size, s in zip(sizes, spreads)]
+        table.add_row(name, *told)
+    return table
 
 
 def keep(

@@ -9,8 +9,10 @@ import torch
 from hybridlib.benchmark.contenders import BareLoop, HuggingFace, Hybrid, SameParts, Workload, cycle_steps, peaks_mb
 from hybridlib.benchmark.machine import anatomy, gemm_flops_per_s, step_flops
 from hybridlib.benchmark.side_by_side import Spread, alone, in_turns, ratio, timed
+from hybridlib.study.progress import pace
 from hybridlib.study.run import Model, Run
 from hybridlib.study.schema import Study
+from hybridlib.training.assemble import subnormals_as_zero
 from hybridlib.training.meter import give_back
 from hybridlib.training.models import parameter_count
 
@@ -30,16 +32,18 @@ def at_size(
     hybrid, lean = (
         Hybrid(Workload(runs[arm], plain.source, plain.device), steps) for arm in ("hybrid", "memory_optimized")
     )
+    baseline = Hybrid(plain, steps)
     contenders = {
         "Hugging Face Trainer": HuggingFace(plain, steps),
         "bare loop": BareLoop(plain, steps),
         "bare loop, same parts": SameParts(plain, steps),
-        PLAIN: Hybrid(plain, steps),
+        PLAIN: baseline,
         REAL: hybrid,
         JUMPING: lean,
     }
-    times = in_turns(contenders, rounds)
-    peaks, lean_peaks = (peaks_mb(runs[arm], device_choice) for arm in ("baseline", "memory_optimized"))
+    with subnormals_as_zero():
+        times = in_turns(contenders, rounds)
+    peaks, hybrid_peaks, lean_peaks = (peaks_mb(run, device_choice) for run in runs.values())
     found = {
         "baseline_vs_hf_trainer": ratio(times, PLAIN, "Hugging Face Trainer"),
         "baseline_vs_bare_loop": ratio(times, PLAIN, "bare loop"),
@@ -50,6 +54,8 @@ def at_size(
         "gemm_share": gemm_share(plain, times),
         "predict_memory_ratio": Spread.of([lean_peaks["predict"] / peaks["run"]]),
         "run_memory_ratio": Spread.of([lean_peaks["run"] / peaks["run"]]),
+        "hybrid_run_memory_ratio": Spread.of([hybrid_peaks["run"] / peaks["run"]]),
+        "pace": Spread.of([pace(np.array(baseline.real_s))[0]]),
     }
     return numbers(found), dict(times=times, anatomy=anatomy(plain, 2 * steps))
 
@@ -97,9 +103,10 @@ def climb(study: Study, device_choice: str, rounds: int, steps: int) -> pd.DataF
 def _speedups(run: Run, plain: Run, device_choice: str, rounds: int, steps: int) -> list[float]:
     work = Workload.of(plain, device_choice)
     pair = [Hybrid(Workload(each, work.source, work.device), steps) for each in (plain, run)]
-    for _ in range(rounds + 1):  # the first round loads libraries, and has the run's Warmup in it
-        for contender in pair:
-            contender()
+    with subnormals_as_zero():
+        for _ in range(rounds + 1):  # the first round loads libraries, and has the run's Warmup in it
+            for contender in pair:
+                contender()
     return [a / b for a, b in zip(*(contender.nominal_s[1:] for contender in pair))]
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any, Literal
 
-Verdict = Literal["sound", "high", "skip", "roll_back"]
+Verdict = Literal["sound", "loss_spike", "skip", "roll_back"]
 LOSSES_KEPT = 50  # of computed steps, for the mean that a loss after a jump is held against
 MIN_LOSSES = 20  # a mean and a spread of fewer say nothing, least of all those of the first steps
 COUNTS, WINDOWS = ("grace_left", "landed_at", "in_a_row"), ("losses", "grad_norms")
@@ -17,9 +17,9 @@ class DivergenceMonitor:
     """Judge a computed step by its loss and the norm of its gradient, before it moves a weight.
 
     A loss or gradient that is not finite, or a gradient out of proportion, must not move a weight: `skip`, and at the
-    second such step in a row `roll_back`. A loss that is too high is `high`, and the step is taken: in sound training
-    it is a batch unlike the others, or one step of Adam too far, which the next gradient takes back. Several in a row
-    are the weights' fault, and weights do not recover by themselves: `roll_back`.
+    second such step in a row `roll_back`. A loss that is too high is a `loss_spike`, and the step is taken: in sound
+    training it is a batch unlike the others, or one step of Adam too far, which the next gradient takes back. Several
+    in a row are the weights' fault, and weights do not recover by themselves: `roll_back`.
 
     Args:
         window_steps: computed steps over which losses and gradient norms are averaged, at least 2.
@@ -71,7 +71,7 @@ class DivergenceMonitor:
         self.in_a_row += 1
         if self.in_a_row >= (2 if broken else self.patience_steps):
             return "roll_back"
-        return "skip" if broken else "high"
+        return "skip" if broken else "loss_spike"
 
     def _too_high(self, loss: float, level: float) -> bool:
         return loss > level + max(self.sigmas * deviation(self.losses), self.floor_nats)
@@ -80,9 +80,9 @@ class DivergenceMonitor:
         typical = fmean(self.grad_norms)
         return not typical / self.gradient_factor <= grad_norm <= typical * self.gradient_factor
 
-    def jumped(self, probe_loss: float) -> None:
-        """Begin the grace after an accepted jump; `probe_loss`, in nats, is the first loss after it."""
-        self.grace_left, self.landed_at = self.grace_steps, probe_loss
+    def jumped(self, loss: float) -> None:
+        """Begin the grace after an accepted jump; `loss`, in nats, is the first after it, and yet to be judged."""
+        self.grace_left, self.landed_at = self.grace_steps, loss
 
     def reset(self) -> None:
         """Begin new means: after a rollback the weights are older."""
@@ -129,8 +129,4 @@ class JumpGate:
     def accepts(self, loss: float) -> bool:
         """Return whether the jump may stand whose first `loss`, in nats, this is."""
         before = fmean(self.losses) if len(self.losses) >= MIN_LOSSES else self.losses[-1] if self.losses else None
-        return self.within(before, loss)
-
-    def within(self, before: float | None, after: float) -> bool:
-        """Return whether `after` is finite and within the margin of `before`, both in nats; None is no bound."""
-        return math.isfinite(after) and (before is None or after <= before + self.margin_nats)
+        return math.isfinite(loss) and (before is None or loss <= before + self.margin_nats)

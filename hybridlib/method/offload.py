@@ -45,6 +45,12 @@ class Slot:
     def nbytes(self) -> int:
         return self.shape.numel() * self.dtype.itemsize
 
+    def __getitem__(self, rows: slice) -> "Slot":
+        """Return where these `rows`, along the first axis and without a step, lie."""
+        start, stop, _ = rows.indices(self.shape[0])
+        row_bytes = self.nbytes // self.shape[0]
+        return Slot(self.offset + start * row_bytes, torch.Size((stop - start, *self.shape[1:])), self.dtype)
+
 
 class TensorStore:
     """Named tensors kept off the device, one at a time in and out.
@@ -61,15 +67,19 @@ class TensorStore:
         self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 (open as long as the store lives)
         self._end = 0
         self._kept: dict[str, Tensor | Slot] = {}
+        self.nbytes = 0  # of all that is kept
 
-    def put(self, name: str, tensor: Tensor | StoredTensor) -> None:
-        """Keep a copy of `tensor`, which may lie in a store, as `name`, in place of an earlier one.
+    def put(self, name: str, tensor: Tensor | StoredTensor, rows: slice | None = None) -> None:
+        """Keep a copy of `tensor`, which may lie in a store, as `name`, in place of an earlier one or of its `rows`.
 
         Raises `OSError` where there is no room; the message says where, and how many bytes are needed and free.
         """
         tensor = tensor.read() if isinstance(tensor, StoredTensor) else tensor.detach()
         kept = self._kept.get(name)
-        if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+        if rows is not None:
+            kept = kept[rows]
+        elif kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+            self.nbytes += tensor.nbytes - (0 if kept is None else kept.nbytes)
             kept = self._kept[name] = self._room_for(tensor)
         if isinstance(kept, Tensor):
             kept.copy_(tensor)
@@ -79,23 +89,29 @@ class TensorStore:
             for at in range(0, kept.nbytes, PIECE_BYTES):
                 _whole(os.pwrite(self._file.fileno(), data[at : at + PIECE_BYTES], kept.offset + at), data[at:])
 
-    def read(self, name: str, out: Tensor) -> None:
-        """Copy the tensor kept as `name` into `out`, of its shape; raise `KeyError` for an unknown name."""
-        kept = self._kept[name]
+    def read(self, name: str, out: Tensor, rows: slice | None = None) -> None:
+        """Copy the tensor kept as `name`, or its `rows`, into `out`; raise `KeyError` for an unknown name.
+
+        `rows` are along the first axis, without a step; `out` has the shape of what is read.
+        """
+        kept = self._kept[name] if rows is None else self._kept[name][rows]
         if isinstance(kept, Tensor):
             out.copy_(kept)
         elif out.device.type != "cpu" or out.dtype != kept.dtype or out.shape != kept.shape or not out.is_contiguous():
-            out.copy_(self.get(name))
+            out.copy_(self.get(name, rows=rows))
         else:
             data = _bytes(out)
             for at in range(0, kept.nbytes, PIECE_BYTES):
                 _whole(os.preadv(self._file.fileno(), [data[at : at + PIECE_BYTES]], kept.offset + at), data[at:])
 
-    def get(self, name: str, device: torch.device | str = "cpu") -> Tensor:
-        """Return a fresh copy of the tensor kept as `name` on `device`; raise `KeyError` for an unknown name."""
-        kept = self._kept[name]
+    def get(self, name: str, device: torch.device | str = "cpu", rows: slice | None = None) -> Tensor:
+        """Return a fresh copy of the tensor kept as `name`, or of its `rows`, on `device`.
+
+        Raises `KeyError` for an unknown name.
+        """
+        kept = self._kept[name] if rows is None else self._kept[name][rows]
         tensor = torch.empty(kept.shape, dtype=kept.dtype, device=device if isinstance(kept, Tensor) else "cpu")
-        self.read(name, tensor)
+        self.read(name, tensor, rows)
         return tensor.to(device)
 
     def entries(self) -> dict[str, StoredTensor]:
@@ -122,7 +138,7 @@ class TensorStore:
     def clear(self) -> None:
         """Forget all; the file's room is given back."""
         self._kept.clear()
-        self._end = 0
+        self._end = self.nbytes = 0
         self._file.truncate(0)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -166,6 +182,11 @@ class OptimizerOffload:
             for name, state, key in self._tensors():
                 state[key] = self.store.get(name, state[key].device)
             self.away = False
+
+    @property
+    def stored_bytes(self) -> int:
+        """The bytes that are away now."""
+        return self.store.nbytes if self.away else 0
 
     def _tensors(self) -> list[tuple[str, dict, str]]:
         states = enumerate(kept for state in states_of(self.optimizer) for kept in state.values())

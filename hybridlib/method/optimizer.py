@@ -1,7 +1,7 @@
 """The method as an optimizer: it wraps another one, takes its steps, and predicts those that the schedule says."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class HybridOptimizer(WrappingOptimizer):
         position: the nominal step about to be taken.
         computed_steps: gradients computed so far, those of withheld steps included.
         gate: judges a jump by the first loss after it.
+        may_undo: whether a jump was made and no step taken since.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class HybridOptimizer(WrappingOptimizer):
         self.schedule, self.predictor = schedule, predictor
         self.moments, self.gate = moments, JumpGate(jump_margin_nats)
         self.position, self.computed_steps = schedule.start(), 0
-        self._takeoff: PhaseState | None = None  # where the last jump began, while it may still be undone
+        self.may_undo = False
         predictor.orthogonalizes = is_matrix or predictor.orthogonalizes
         self._predicted = PredictedParameters(self, named_parameters, named_buffers, predictor)
 
@@ -71,6 +72,11 @@ class HybridOptimizer(WrappingOptimizer):
     def phase(self) -> Phase:
         """The phase of the step that is about to be taken."""
         return self.position.phase
+
+    @property
+    def stored_bytes(self) -> int:
+        """What is kept off the device: the predictor's memory, and what undoes the last jump while it may be undone."""
+        return self.predictor.store.nbytes + (self._predicted.before_jump.nbytes if self.may_undo else 0)
 
     @property
     def parameters(self) -> Weights:
@@ -89,17 +95,16 @@ class HybridOptimizer(WrappingOptimizer):
             closure: computes the loss and its gradients, and returns the loss, as for any optimizer.
             loss: the loss, in nats, that the gradients were computed from. With it, or with a closure, a jump is judged
                 by the first loss after it, averaged over ranks: one that went wrong is undone, and this step's
-                    gradient,
-                taken at weights that are gone, moves nothing. Such a jump counts as one nominal step.
+                gradient, taken at weights that are gone, moves nothing.
         """
         found = None
         if closure is not None:
             with torch.enable_grad():
                 found = closure()
             loss, closure = found if loss is None else loss, replayed(closure, found)
-        if loss is not None and not self._accepts(loss):
+        if loss is not None and not self.accepts(loss):
             self.undo_jump()
-            self.computed_steps += 1
+            self.skip()
         elif unscaled(self):
             self.update(closure)
             if self.phase is Phase.PREDICT:
@@ -109,66 +114,56 @@ class HybridOptimizer(WrappingOptimizer):
     @property
     def _step_supports_amp_scaling(self) -> bool:
         """Whether a GradScaler calls `step` although gradients overflow: after a jump, which may be why they do."""
-        return self._takeoff is not None
+        return self.may_undo
 
     def update(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take the wrapped optimizer's step with `closure`, and return what it returns; a jump is left to `jump`.
-
-        Raises `RuntimeError` where a jump is due: `phase` is Predict.
-        """
+        """Take the wrapped optimizer's step with `closure`; return what it returns. In Predict a `RuntimeError`."""
         weights = self._begin()
         found = self.optimizer.step() if closure is None else self.optimizer.step(closure)
         self.predictor.observe(weights)
-        self._computed("step")
+        self._computed()
         return found
 
     def skip(self) -> None:
         """Count a computed step whose gradient must not move the weights."""
         self._begin()
-        self._computed("step")
+        self._computed()
 
     def restart(self, state_dict: dict[str, Any] | None = None) -> None:
         """Begin a new Full phase where the weights were put back; the wrapped optimizer goes on from `state_dict`."""
         if state_dict is not None:
             self.load_wrapped(state_dict)
-        self._takeoff = None
-        self.predictor.forget()
         self.gate.losses.clear()
-        self._computed("rollback")
+        self._begin_full()
 
     @torch.no_grad()
     def jump(self) -> int:
-        """Move the weights over the whole of Predict, and return how many nominal steps that was.
-
-        Raises `RuntimeError` where `phase` is not Predict.
-        """
-        takeoff = self.position
-        if takeoff.phase is not Phase.PREDICT:
-            raise RuntimeError(f"a jump is for the start of Predict; this is step {takeoff.step}, in {takeoff.phase}")
+        """Move the weights over all of Predict; return its nominal steps. Raises `RuntimeError` in another phase."""
+        begin = self.position
+        if begin.phase is not Phase.PREDICT:
+            raise RuntimeError(f"a jump is for the start of Predict; this is step {begin.step}, in {begin.phase}")
         self._predicted.keep()
-        weights = self._predicted.followed(takeoff.phase)
-        self.predictor.predict(weights, takeoff.length, (takeoff.step - 1) / self.schedule.total)
-        for _ in range(takeoff.length):
+        weights = self._predicted.followed(begin.phase)
+        self.predictor.predict(weights, begin.length, (begin.step - 1) / self.schedule.total)
+        for _ in range(begin.length):
             self.position = self.schedule.advance(self.position)
-        self._takeoff = takeoff
-        return takeoff.length
+        self.may_undo = True
+        return begin.length
 
     def undo_jump(self) -> None:
-        """Put the weights back to where the last jump found them; it counts as one nominal step, and Full begins.
+        """Put the weights back to where the last jump found them, and begin Full; the jump's nominal steps are spent.
 
         Raises `RuntimeError` where no jump was made, or a step was taken since.
         """
-        if self._takeoff is None:
+        if not self.may_undo:
             raise RuntimeError("there is no jump to undo: none was made since the last computed step")
         self._predicted.put_back()
-        self.predictor.forget()
-        self.position = self.schedule.advance(self._takeoff, "rejected")
-        self._takeoff = None
+        self._begin_full()
 
-    def _accepts(self, loss: Tensor | float) -> bool:
-        """Take in a loss; return whether the jump before it, if there was one, may stand."""
+    def accepts(self, loss: Tensor | float) -> bool:
+        """Take in a computed step's `loss`, in nats; return whether the jump before it, if any, may stand."""
         loss = mean_over_ranks(loss)
-        if self._takeoff is not None:
+        if self.may_undo:
             return self.gate.accepts(loss)
         if self.phase in (Phase.WARMUP, Phase.FULL):
             self.gate.observe(loss)
@@ -178,17 +173,22 @@ class HybridOptimizer(WrappingOptimizer):
         """Begin a computed step: the last jump stands. Return the weights."""
         if self.phase is Phase.PREDICT:
             raise RuntimeError(f"step {self.position.step} begins Predict: jump() comes before the next gradient")
-        if self._takeoff is not None:
-            self._takeoff = None
+        if self.may_undo:
+            self.may_undo = False
             forget_moments(self.optimizer, self.moments)  # not before: an undone jump must not cost the moments
         weights = self._predicted.followed(self.phase)
         if self.phase is Phase.FULL and self.position.index == 0:
             self.predictor.start(weights)
         return weights
 
-    def _computed(self, event: Literal["step", "rollback"]) -> None:
+    def _begin_full(self) -> None:
+        self.may_undo = False
+        self.predictor.forget()
+        self.position = self.schedule.begin_full(self.position)
+
+    def _computed(self) -> None:
         self.computed_steps += 1
-        self.position = self.schedule.advance(self.position, event)
+        self.position = self.schedule.advance(self.position)
         self._opt_called = True  # what a scheduler looks for, to warn where no step came before its own
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -196,13 +196,13 @@ class HybridOptimizer(WrappingOptimizer):
         self._predicted.renew()
 
     def extra_state(self, materialize: bool) -> dict[str, Any]:
-        before = self._predicted.before_jump.entries() if self._takeoff else {}
+        before = self._predicted.before_jump.entries() if self.may_undo else {}
         stored = dict(predictor=self.predictor.state_dict(), before_jump=before)
         if materialize:
             stored = {key: {name: tensor.read() for name, tensor in kept.items()} for key, kept in stored.items()}
         return dict(
             position=self.position.packed(),
-            takeoff=self._takeoff and self._takeoff.packed(),
+            may_undo=self.may_undo,
             computed_steps=self.computed_steps,
             losses=list(self.gate.losses),
             path=self._predicted.path and list(self._predicted.path),
@@ -211,7 +211,7 @@ class HybridOptimizer(WrappingOptimizer):
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         self.position, self.computed_steps = PhaseState.unpacked(extra["position"]), extra["computed_steps"]
-        self._takeoff = extra["takeoff"] and PhaseState.unpacked(extra["takeoff"])
+        self.may_undo = extra["may_undo"]
         self.gate = JumpGate(self.gate.margin_nats, extra["losses"])
         self._predicted.path = extra["path"]
         self.predictor.load_state_dict(extra["predictor"])

@@ -3,9 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Literal
-
-Event = Literal["step", "rejected", "rollback"]
+from typing import Any
 
 
 class Phase(StrEnum):
@@ -87,11 +85,13 @@ class PhaseSchedule:
             return PhaseState(1, Phase.WARMUP, 0, self.warmup, 0)
         return PhaseState(1, Phase.FULL, 0, self.full, 1)
 
-    def advance(self, state: PhaseState, event: Event = "step") -> PhaseState:
-        """Return the state one nominal step after `state`; the `event` "rejected" or "rollback" begins a new Full."""
+    def begin_full(self, state: PhaseState) -> PhaseState:
+        """Return `state` with a new Full begun at its step: a jump was undone, or weights were put back."""
+        return self._enter(Phase.FULL, state, self.full, state.cycle + 1)
+
+    def advance(self, state: PhaseState) -> PhaseState:
+        """Return the state one nominal step after `state`."""
         after = replace(state, step=state.step + 1, index=state.index + 1)
-        if event != "step":
-            return self._enter(Phase.FULL, after, self.full, state.cycle + 1)
         if after.index < state.length:
             return after
         if state.phase is Phase.FULL and (horizon := self._horizon(after.step)):
@@ -124,5 +124,5 @@ class PhaseSchedule:
         return self.predict if left <= 0 else max(0, min(self.predict, left - self.correct))
 
     @staticmethod
-    def _enter(phase: Phase, after: PhaseState, length: int, cycle: int) -> PhaseState:
-        return PhaseState(after.step, phase, 0, length, cycle)
+    def _enter(phase: Phase, at: PhaseState, length: int, cycle: int) -> PhaseState:
+        return PhaseState(at.step, phase, 0, length, cycle)

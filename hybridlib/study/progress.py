@@ -136,7 +136,7 @@ def summarise(steps: pd.DataFrame, evals: pd.DataFrame, nominal_steps: int, toke
     train_s, real = timed.step_s.sum(), nominal[nominal.real == 1]
     slowdown, drift_s = pace(timed[timed.real == 1].step_s.to_numpy())
     final = evals[evals.step <= nominal_steps].held_out_loss.iloc[-1]
-    peaks = nominal.groupby("phase").peak_mb.max()
+    peaks, stored = (nominal.groupby("phase")[memory].max() for memory in ("peak_mb", "stored_mb"))
     events = nominal.event.str.split("+").explode().value_counts()
     return dict(
         nominal_steps=nominal_steps,
@@ -154,10 +154,11 @@ def summarise(steps: pd.DataFrame, evals: pd.DataFrame, nominal_steps: int, toke
         grad_norm_mean=float(real.grad_norm.mean()),
         grad_norm_sd=float(real.grad_norm.std()),
         peak_mb={phase: float(peaks[phase]) for phase in PHASES if phase in peaks} | {"run": float(peaks.max())},
+        stored_mb={phase: float(stored[phase]) for phase in PHASES if phase in stored},
         phase_share={p: float((nominal.phase == p).mean()) for p in PHASES},
-        jumps_accepted=int(events.get("jump", 0)),
+        jumps_accepted=int(events.get("jump", 0) - events.get("rejected", 0)),
         jumps_rejected=int(events.get("rejected", 0)),
-        high=int(events.get("high", 0)),
+        loss_spikes=int(events.get("loss_spike", 0)),
         skipped=int(events.get("skipped", 0)),
         divergences=int(events.get("rollback", 0)),
     )

@@ -27,12 +27,12 @@ class StepRecord:
     """One nominal step.
 
     `step` counts from 1; `phase` is one of PHASES; `real` is 1 for a computed step, 0 for a predicted one. `loss` (nats
-    a token, of the training batch) and `perplexity` are None where nothing was computed; in Predict they are probes.
-    `grad_norm` is the global 2-norm, of computed steps alone. `tokens_trained` counts from the start of the run.
-    `step_s` is the wall-clock time in seconds of all that the step did, `jump_s` the predictor's part of it, None where
-    it did not move the weights. `peak_mb` is the peak memory of the step's phase so far, in MB above the process's
-    floor. `event` is empty, or some of jump, rejected, high, skipped, rollback, fault, halved, checkpoint, joined by
-    "+".
+    a token, of the training batch) and `perplexity` are None where nothing was computed, as in Predict. `grad_norm` is
+    the global 2-norm, of computed steps alone. `tokens_trained` counts from the start of the run. `step_s` is the
+    wall-clock time in seconds of all that the step did, `jump_s` the predictor's part of it, None where it did not move
+    the weights. `peak_mb` is the peak memory of the step's phase so far, in MB on the device above the process's floor,
+    and `stored_mb` what the step leaves in pinned memory or a file. `event` is empty, or some of jump, rejected,
+    loss_spike, skipped, rollback, fault, halved, checkpoint, joined by "+".
     """
 
     step: int
@@ -45,6 +45,7 @@ class StepRecord:
     step_s: float
     jump_s: float | None
     peak_mb: float
+    stored_mb: float
     event: str
 
 
@@ -175,8 +176,9 @@ class RunFolder:
         return self.steps()
 
     def steps(self) -> pd.DataFrame:
-        """Return `steps.csv`, with STEP_COLUMNS."""
-        return pd.read_csv(self.path / "steps.csv", dtype={"event": str}, keep_default_na=True).fillna({"event": ""})
+        """Return `steps.csv`, with STEP_COLUMNS; a column that older records lack is empty."""
+        steps = pd.read_csv(self.path / "steps.csv", dtype={"event": str}, keep_default_na=True)
+        return steps.reindex(columns=STEP_COLUMNS).fillna({"event": ""})
 
     def evals(self) -> pd.DataFrame:
         """Return `evals.csv`, with EVAL_COLUMNS."""

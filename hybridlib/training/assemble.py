@@ -1,5 +1,9 @@
 """A run's parts, made from its parameters: device, model, optimizer, schedule, predictor, guards."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from hybridlib.method.guards import DivergenceMonitor
@@ -32,6 +36,19 @@ def pick_device(name: str, threads: int) -> torch.device:
     return torch.device(name)
 
 
+@contextmanager
+def subnormals_as_zero() -> Iterator[None]:
+    """While the block runs, take subnormal numbers for zero: backward passes make many, which are slow to multiply.
+
+    Some processors take many times as long for them. Threads that torch has started before do not follow.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def device_name(device: torch.device, threads: int) -> str:
     """Return what records call `device`: the name of its hardware, with the number of CPU `threads` if it is a CPU."""
     if device.type == "cuda":
@@ -50,6 +67,8 @@ def warm_up_kernels(run: Run, device: torch.device) -> None:
     tokens = torch.zeros((run.batch_size, run.seq_len), dtype=torch.int64, device=device)
     for _ in range(4):
         trainer.step((tokens, tokens))
+    del trainer
+    gc.collect()  # models and optimizers hold one another
 
 
 def schedule_of(run: Run) -> PhaseSchedule:

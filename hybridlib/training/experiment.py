@@ -13,7 +13,7 @@ from hybridlib.study.progress import UNTIMED_STEPS, summarise
 from hybridlib.study.records import EvalRecord, RunFolder
 from hybridlib.study.run import Run
 from hybridlib.study.storage import locked
-from hybridlib.training.assemble import device_name, make_trainer, pick_device, warm_up_kernels
+from hybridlib.training.assemble import device_name, make_trainer, pick_device, subnormals_as_zero, warm_up_kernels
 from hybridlib.training.checkpoint import CheckpointFile, State
 from hybridlib.training.data import DataSource, open_source
 from hybridlib.training.faults import install
@@ -32,7 +32,7 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
     set aside. Raises `InUse` while another process trains the run.
     """
     records = RunFolder(progress.run_folder(run))
-    with locked(records.path, "trains it"), Preemption() as preemption:
+    with locked(records.path, "trains it"), Preemption() as preemption, subnormals_as_zero():
         if progress.run_state(run) == "complete":
             return records.facts
         shown = provenance.from_root(records.path)
@@ -126,7 +126,6 @@ class Loop:
         started_s = time.perf_counter()
         batch = self._on_device(self.source.batch(self.run.seed, 0))
         self.trainer.objective.backward(batch)
-        self.trainer.objective.probe(batch)
         self.trainer.optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - started_s
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 warnings.filterwarnings("ignore", message="IProgress not found")
 
 from transformers import GPT2Config, GPT2LMHeadModel  # noqa: E402
+from transformers.pytorch_utils import Conv1D  # noqa: E402
 
 from hybridlib.study.run import Model  # noqa: E402
 
@@ -34,7 +35,46 @@ def build(sizes: Model, seed: int) -> GPT2LMHeadModel:
         eos_token_id=None,
         use_cache=False,
     )
-    return GPT2LMHeadModel(config)
+    model = GPT2LMHeadModel(config)
+    for module in model.modules():
+        if isinstance(module, Conv1D):
+            module.__class__ = LeanLinear
+    return model
+
+
+class LeanLinear(Conv1D):
+    """GPT-2's linear layer, which under autocast keeps no copy of its weight in low precision for the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`, (..., in), times the weight plus the bias, (..., out)."""
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
+            return super().forward(x)
+        return LowPrecisionLinear.apply(x.to(torch.get_autocast_dtype(device)), self.weight, self.bias)
+
+
+class LowPrecisionLinear(torch.autograd.Function):
+    """The product of `x` with `weight`, (in, out), plus `bias`, in the type of `x`, which may be lower than theirs.
+
+    What autocast computes, bit for bit; but it casts the weight once more in the backward pass instead of keeping it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return the product, (..., out); `ctx` keeps `x` and the `weight` itself, `bias` only its type."""
+        ctx.save_for_backward(x, weight)
+        ctx.of_bias = bias.dtype
+        with torch.autocast(x.device.type, enabled=False):
+            flat = torch.addmm(bias.to(x.dtype), x.flatten(0, -2), weight.to(x.dtype))
+        return flat.view(*x.shape[:-1], weight.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of `x`, weight and bias, given that of the product, `slope`; `ctx` is forward's."""
+        x, weight = ctx.saved_tensors
+        flat = slope.flatten(0, -2)
+        of_x = (flat @ weight.to(slope.dtype).mT).view_as(x)
+        return of_x, (x.flatten(0, -2).mT @ flat).to(weight.dtype), flat.sum(0).to(ctx.of_bias)
 
 
 def loss_fn(model: nn.Module, batch: Batch) -> Tensor:

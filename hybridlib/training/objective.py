@@ -1,7 +1,6 @@
 """What a step minimizes: the loss of a batch, computed with its gradients in micro-batches and in a given precision."""
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
@@ -10,8 +9,6 @@ from torch import Tensor, nn
 
 from hybridlib.method.predictors.base import Weights
 from hybridlib.training.meter import give_back, ran_out_of_memory
-
-PROBE_PARTS = 4  # a probe looks for a catastrophe, for which a quarter of the batch is enough
 
 
 class Objective:
@@ -31,17 +28,26 @@ class Objective:
         precision: str = "fp32",
     ) -> None:
         self.model, self.loss_fn, self.accumulation, self.precision = model, loss_fn, accumulation, precision
-        self._kept = set(model.state_dict(keep_vars=True))
+        kept = set(model.state_dict(keep_vars=True))
+        places = ((f"{above}.{name}".lstrip("."), module, name) for above, module in model.named_modules()
+                  for name in module._buffers)  # fmt: skip
+        self._buffers = [place for place in places if place[0] in kept]
         self.device = next(model.parameters()).device
 
     @property
     def buffers(self) -> Weights:
         """Return the model's buffers that are in its state dictionary, as they are now: those that training changes."""
-        return [(name, buffer) for name, buffer in self.model.named_buffers() if name in self._kept]
+        return [(full, module._buffers[name]) for full, module, name in self._buffers]
 
     def backward(self, batch: Any) -> float:
         """Return the mean loss over `batch`, and add its gradients to those of the parameters."""
-        return self._loss(batch, gradients=True)
+        size, total = size_of(batch), torch.zeros((), device=self.device)
+        for micro in micro_batches(batch, self.accumulation):  # fewer where the batch is smaller
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                loss = self.loss_fn(self.model, micro) * (size_of(micro) / size)
+            loss.backward()
+            total += loss.detach()
+        return float(total)
 
     def backward_within_memory(self, batch: Any, zero_grad: Callable[[], None]) -> tuple[float, int]:
         """Do as `backward` on `batch`; if memory runs out, halve the micro-batch, from then on, and try again.
@@ -63,22 +69,6 @@ class Objective:
             self.accumulation *= 2
             halved += 1
 
-    def probe(self, batch: Any) -> float:
-        """Return the mean loss over a part of `batch`, without a change of gradients, buffers or random state."""
-        size, devices = size_of(batch), [self.device] if self.device.type == "cuda" else []
-        part = -(-size // PROBE_PARTS)
-        with torch.random.fork_rng(devices), self.buffers_kept():
-            return self._loss(mapped(batch, lambda t: t[:part] if t.ndim and len(t) == size else t), gradients=False)
-
-    @contextmanager
-    def buffers_kept(self) -> Iterator[None]:
-        """Restore the buffers, at the end of the block, to what they were at its start."""
-        before = [buffer.clone() for _, buffer in self.buffers]
-        try:
-            yield
-        finally:
-            self.set_buffers(before)
-
     def set_buffers(self, values: list[Tensor]) -> None:
         """Copy `values` into the buffers, one each, in the order of `buffers`."""
         for (_, buffer), value in zip(self.buffers, values, strict=True):
@@ -96,17 +86,6 @@ class Objective:
         for name, weight in self.weights(held):
             weight.copy_(state["weights"][name])
         self.set_buffers(list(state["buffers"].values()))
-
-    def _loss(self, batch: Any, gradients: bool) -> float:
-        size, total = size_of(batch), torch.zeros((), device=self.device)
-        for micro in micro_batches(batch, self.accumulation):  # fewer where the batch is smaller
-            with torch.set_grad_enabled(gradients):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                    loss = self.loss_fn(self.model, micro) * (size_of(micro) / size)
-            if gradients:
-                loss.backward()
-            total += loss.detach()
-        return float(total)
 
 
 def tensors_of(batch: Any) -> Iterator[Tensor]:

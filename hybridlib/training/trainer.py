@@ -14,7 +14,7 @@ from hybridlib.method.schedule import Phase, PhaseState
 from hybridlib.method.wrapping import mean_over_ranks
 from hybridlib.study.records import StepRecord
 from hybridlib.training.checkpoint import CheckpointFile, Snapshots, State
-from hybridlib.training.meter import Meter, give_back
+from hybridlib.training.meter import MB, Meter, give_back
 from hybridlib.training.objective import Objective, first_tensor, norm_of_gradients
 from hybridlib.training.optimizers import WeightAverage
 
@@ -54,7 +54,6 @@ class HybridTrainer:
         self.average = average or WeightAverage()
         self.tokens_trained = 0
         self.last_snapshot_step = -snapshot_every
-        self.last_loss: float | None = None
         self._coasting: list[PhaseState] = []  # the steps of Predict that its jump has taken already
 
     @property
@@ -67,10 +66,16 @@ class HybridTrainer:
         """Return the number of computed steps so far, which is the index of the next batch."""
         return self.optimizer.computed_steps
 
+    @property
+    def stored_bytes(self) -> int:
+        """Return the bytes that are kept off the device."""
+        return self.optimizer.stored_bytes + (self.offload.stored_bytes if self.offload else 0)
+
     def step(self, batch: Any) -> StepRecord:
         """Take one nominal step and return its record; `batch` is as for `Objective`.
 
-        The first step of Predict jumps and probes the loss on the batch; the other steps of Predict compute nothing.
+        The first step of Predict jumps, and the others do nothing. The first computed step after them judges the jump:
+        where its loss rejects it, the jump is undone, and the gradient moves nothing.
         Raises `torch.OutOfMemoryError` if memory does not suffice for a micro-batch of one, `RuntimeError` for a
         divergence before the first snapshot.
         """
@@ -83,11 +88,12 @@ class HybridTrainer:
         elif state.real:
             loss, grad_norm = self._computed_step(batch, events)
         else:
-            loss, jump_s = self._jump(batch, events)
+            jump_s = self._jump(events)
         perplexity = None if loss is None else math.exp(loss) if loss < 700 else math.inf
         what = state.step, str(state.phase), int(state.real), loss, perplexity, grad_norm, self.tokens_trained
-        record = StepRecord(*what, self.meter.stop(), jump_s, round(self.meter.peak_mb(), 3), "+".join(events))
-        if "jump" in events or "rollback" in events:  # off the clock, as all that a run is only judged by
+        memory_mb = round(self.meter.peak_mb(), 3), self.stored_bytes / MB
+        record = StepRecord(*what, self.meter.stop(), jump_s, *memory_mb, "+".join(events))
+        if {"jump", "rejected", "rollback"} & {*events}:  # off the clock, as all that a run is only judged by
             self.average.forget()
         elif state.real and "skipped" not in events:
             self.average.observe(self.optimizer.weights)
@@ -97,7 +103,8 @@ class HybridTrainer:
         """Begin a phase: offload or restore the optimizer's state, and count peak memory anew."""
         if phase is Phase.PREDICT and self.offload:
             self.offload.offload()
-            give_back()
+        if self.offload and self.offload.away:
+            give_back()  # what is freed, or what the jump has left
         self.meter.enter_phase()
         if phase is not Phase.PREDICT and self.offload:
             self.offload.restore()
@@ -112,47 +119,56 @@ class HybridTrainer:
         loss, grad_norm = mean_over_ranks(loss), norm_of_gradients(self.optimizer.parameters)
         events += ["halved"] * halved
         self.tokens_trained += first_tensor(batch).numel()
+        landed = self.optimizer.may_undo
+        if not self.optimizer.accepts(loss):
+            events.append("rejected")
+            self.optimizer.undo_jump()
+            self._skip(buffers)
+            return loss, grad_norm
+        if landed:
+            self.monitor.jumped(loss)
         verdict = self.monitor.judge(loss, grad_norm, armed=self.state.phase is not Phase.WARMUP)
         if verdict in ("skip", "roll_back"):
-            self.optimizer.zero_grad(set_to_none=True)
-            self.objective.set_buffers(buffers)
-            self.optimizer.skip() if verdict == "skip" else self._roll_back()
             events.append("skipped" if verdict == "skip" else "rollback")
+            if verdict == "roll_back":
+                buffers = self._roll_back()
+            self._skip(buffers)
             return loss, grad_norm
-        if verdict == "high":
-            events.append("high")
+        if verdict == "loss_spike":
+            events.append("loss_spike")
         elif before:  # saved only now: this step's loss has shown that the weights before it were sound
             self.last_snapshot_step = self.state.step
             self.snapshots.save(before)
             events.append("checkpoint")
         self.optimizer.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.last_loss = loss
         return loss, grad_norm
 
-    def _jump(self, batch: Any, events: list[str]) -> tuple[float, float]:
-        """Jump, and undo the jump if the probe rejects it. Return the probe's loss and the predictor's seconds."""
+    def _skip(self, buffers: list[Tensor]) -> None:
+        """Count a computed step that moves nothing: its gradients go, and `buffers` are as before it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.set_buffers(buffers)
+        self.optimizer.skip()
+
+    def _jump(self, events: list[str]) -> float:
+        """Jump, and return the seconds that it took."""
         begun, started_s = self.state, self.meter.stop()
         horizon = self.optimizer.jump()
-        jump_s = self.meter.stop() - started_s
-        after = mean_over_ranks(self.objective.probe(batch))
-        before = self.last_loss if self.monitor.mean is None else self.monitor.mean
-        if self.optimizer.gate.within(before, after):
-            self.monitor.jumped(after)
-            self._coasting = [replace(begun, step=begun.step + i, index=i) for i in range(1, horizon)]
-            events.append("jump")
-        else:
-            self.optimizer.undo_jump()
-            events.append("rejected")
-        return after, jump_s
+        self._coasting = [replace(begun, step=begun.step + i, index=i) for i in range(1, horizon)]
+        events.append("jump")
+        return self.meter.stop() - started_s
 
-    def _roll_back(self) -> None:
-        """Restore weights and optimizer from the last snapshot; steps, clock, batches and learning rate go on."""
+    def _roll_back(self) -> list[Tensor]:
+        """Restore weights and optimizer from the last snapshot; steps, clock, batches and learning rate go on.
+
+        Return the buffers of the snapshot.
+        """
         if (snapshot := self.snapshots.load()) is None:
             raise RuntimeError("diverged before the first snapshot: there is nothing to roll back to")
         self.objective.put(snapshot, self.optimizer.parameters)
         self.optimizer.restart(snapshot["optimizer"])
         self.monitor.reset()
+        return list(snapshot["buffers"].values())
 
     def snapshot(self) -> None:
         """Save the state between two steps. Raises `RuntimeError` in Predict."""
@@ -171,7 +187,7 @@ class HybridTrainer:
             monitor=self.monitor.state_dict(),
             average=self.average.state_dict(),
             random=_random_state(self.objective.device),
-            counts={name: getattr(self, name) for name in ("tokens_trained", "last_snapshot_step", "last_loss")},
+            counts={name: getattr(self, name) for name in ("tokens_trained", "last_snapshot_step")},
             accumulation=self.objective.accumulation,
         )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.method.settings import Momentum, Share
 
-BATCH_ELEMENTS = 5 << 20  # small matrices share a call; a large one fills the machine, and the memory of a jump, alone
+BATCH_ELEMENTS = 1 << 19  # small matrices share a call; a large one fills the machine, and the memory of a jump, alone
 
 
 class Nesterov(Predictor):
@@ -43,19 +43,30 @@ class Nesterov(Predictor):
     def predict(self, weights: Weights, horizon: int, progress: float) -> None:
         faded = self.fade * min(max((progress - self.fade_from) / (1 - self.fade_from), 0.0), 1.0)
         for group in of_equal_shape(weights):
-            ahead = [self._look_ahead(name, weight.detach()) for name, weight in group]
-            for (name, weight), jump in zip(group, self.directions(group, ahead)):
-                self.store.read(f"anchor.{name}", weight.detach())
-                weight.add_(jump, alpha=self.gain_of(name, weight) * (1 - faded))
-                self.store.put(f"anchor.{name}", weight)
+            self.move(group, 1 - faded)
 
-    def _look_ahead(self, name: str, weight: Tensor) -> Tensor:
-        """Bring the momentum up to date; return where it points from the last landing, with two copies of a weight."""
-        anchor, momentum = (self.store.get(f"{what}.{name}", weight.device) for what in ("anchor", "momentum"))
+    def move(self, group: Weights, share: float) -> None:
+        """Move a `group` of parameters of equal shape by the `share` of the gain that has not faded."""
+        ahead = [self.look_ahead(name, weight.detach()) for name, weight in group]
+        for (name, weight), direction in zip(group, self.directions(group, ahead)):
+            self.land(name, weight.detach(), direction, self.gain_of(name, weight) * share)
+
+    def look_ahead(self, name: str, weight: Tensor, rows: slice | None = None) -> Tensor:
+        """Bring the momentum of the parameter `name` up to date; return where it points from the last landing.
+
+        `weight` is the parameter, or its `rows` along the first axis. Two copies of it are held in memory.
+        """
+        anchor, momentum = (self.store.get(f"{what}.{name}", weight.device, rows) for what in ("anchor", "momentum"))
         displacement = torch.sub(weight, anchor, out=anchor)
-        momentum.mul_(self.momentum).add_(displacement)
-        self.store.put(f"momentum.{name}", momentum)
+        torch.add(displacement, momentum, alpha=self.momentum, out=momentum)
+        self.store.put(f"momentum.{name}", momentum, rows)
         return displacement.add_(momentum, alpha=self.momentum)
+
+    def land(self, name: str, weight: Tensor, direction: Tensor, gain: float, rows: slice | None = None) -> None:
+        """Move `weight`, the parameter `name` or its `rows`, from the last landing `gain` times along `direction`."""
+        self.store.read(f"anchor.{name}", weight, rows)
+        weight.add_(direction, alpha=gain)
+        self.store.put(f"anchor.{name}", weight, rows)
 
     def gain_of(self, name: str, weight: Tensor) -> float:
         """Return how many times its direction the parameter `name`, `weight`, moves, before the gain fades."""
