@@ -4,6 +4,7 @@
 #   make verify  trains two runs chosen at random again and compares them with their records; ARGS="5 --study gpt2-small"
 #   make test    every test; ARGS="tests/test_golden.py" some (5 is pytest's status where it finds none of them)
 #   make crash-test  kills, faults, damage and broken inputs by the hundred; its figures go to outputs/cpu/results/
+#   make gpu-check  on a machine with a CUDA GPU: its tests, a short GPT-2 Small of every arm, and the ratios as a table
 #   make prose   the English text that some sweeps of --full train on: a dictionary, from Debian's package dict-gcide
 #   make lab     JupyterLab on notebooks/
 #   make clean   removes what can be made again: .venv, caches, the smoke study
@@ -15,7 +16,7 @@ WORKERS ?= 2
 TEX := texlive-xetex texlive-fonts-recommended texlive-plain-generic pandoc fonts-texgyre fonts-texgyre-math
 AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo -n)
 
-.PHONY: study verify test crash-test lab clean setup tex lock prose
+.PHONY: study verify test crash-test gpu-check lab clean setup tex lock prose
 .DEFAULT_GOAL := study
 
 study: setup tex
@@ -34,6 +35,10 @@ crash-test: setup tex
 	$(BIN)/python -m pytest tests/test_crash.py tests/test_killed_reports.py tests/test_damage.py tests/test_any_damage.py \
 	  tests/test_faults.py tests/test_inputs.py --kills 100 --pipeline-kills 20 --faults 3 --inputs 10000 --damages 2000 \
 	  --record outputs/cpu/results $(ARGS)
+
+gpu-check: setup
+	$(BIN)/python -m pytest -m cuda -v -rs $(ARGS)
+	$(BIN)/python -m hybridlib.benchmark --study gpt2-small --larger gpt2-medium --device cuda:0
 
 lab: setup
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter env,$(AS_ROOT)),--allow-root) $(ARGS)
