@@ -160,4 +160,7 @@ def test_what_is_committed_was_made_by_what_is_there(monkeypatch, name: str) -> 
     monkeypatch.setattr(chapters, "OUTPUTS", ROOT / "outputs")
     found = {job.stage: chapters.chapter_state(job, name) for job in plan(load_study(name), name) if not job.run}
     assert {stage for stage in found if found[stage] == "reads"} == set(found) & set(READERS)
-    assert {state for stage, state in found.items() if stage not in READERS} == {"complete"}
+    for job in plan(load_study(name), name):
+        if not job.run and job.stage not in READERS and found[job.stage] != "complete":
+            made_by = chapters.metadata(chapters.chapter_path(job, name))["made_by"]
+            assert name != "cpu" and made_by["numerics"] < NUMERICS, "only larger models wait for their next training"
