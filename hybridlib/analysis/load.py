@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,17 +74,22 @@ class Records:
 def read_records(study: str, outputs: Path | None = None) -> Records:
     """Return all complete runs of `study`, a name or the path of a .yaml file, from the folder `outputs`.
 
-    Raise `ValueError` if the runs on a data source come from different NUMERICS, devices or corpora.
+    On a data source those under the newest NUMERICS count. Raise `ValueError` for several devices or corpora.
     """
     plan = load_study(study)
     folder = (outputs or parameters.OUTPUTS) / plan.study
-    found, left_out, damaged = [], [], []
+    complete, left_out, damaged, newest = {}, [], [], Counter()
     for path in sorted(p.parent for p in folder.glob("runs/*/run.json")):
         try:
-            run = _read_run(plan, RunFolder(path))
-            found.append(run) if run else left_out.append(path.name)
+            if run := _read_run(plan, RunFolder(path)):
+                complete[path.name] = run
+                newest[run[0]["data"]] = max(newest[run[0]["data"]], run[0]["numerics"])
+            else:
+                left_out.append(path.name)
         except UNREADABLE:
             damaged.append(path.name)
+    older = [name for name, (row, _, _) in complete.items() if row["numerics"] < newest[row["data"]]]
+    left_out, found = sorted(left_out + older), [complete[name] for name in complete if name not in older]
     arms, sources = list(plan.arms), list(plan.sources)
     found.sort(key=lambda run: (sources.index(run[0]["data"]), arms.index(run[0]["arm"]), run[0]["seed"]))
     runs = pd.DataFrame([row for row, _, _ in found], columns=RUN_COLUMNS)
@@ -92,7 +98,7 @@ def read_records(study: str, outputs: Path | None = None) -> Records:
     refuse_mixture(runs)
     there = set(zip(*(runs[k] for k in KEYS)))
     missing = [
-        (stage, run.arm, run.data, run.seed, _why_missing(folder, run, left_out, damaged, full))
+        (stage, run.arm, run.data, run.seed, _why_missing(folder, run, left_out, older, damaged, full))
         for stage, run, full in planned(plan)
         if (run.arm, run.data, run.seed) not in there
     ]
@@ -186,11 +192,11 @@ def _stacked(frames: list[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)[columns] if frames else pd.DataFrame(columns=columns)
 
 
-def _why_missing(folder: Path, run: Run, stale: list[str], damaged: list[str], full: bool) -> str:
+def _why_missing(folder: Path, run: Run, stale: list, older: list, damaged: list, full: bool) -> str:
     if run.id in damaged:
         return "its records are damaged"
     if run.id in stale:
-        return "made with other parameters than the study's"
+        return f"made {'under an older NUMERICS' if run.id in older else 'with other parameters'} than the study's"
     if (folder / "runs" / run.id).exists():
         return "started, not complete"
     return "left to --full" if full else "not run"
