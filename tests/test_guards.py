@@ -47,6 +47,15 @@ def test_high_losses_are_taken_until_there_are_too_many_in_a_row(patience: int, 
             break
 
 
+def test_a_rejected_jump_is_one_step_of_those_in_a_row() -> None:
+    monitor = filled(steady, patience_steps=3)
+    monitor.rejected()
+    assert [monitor.judge(100.0, 1.0) for _ in range(2)] == ["loss_spike", "roll_back"]
+    monitor = filled(steady, patience_steps=3)
+    monitor.rejected()
+    assert [monitor.judge(loss, 1.0) for loss in (4.0, 100.0, 100.0)] == ["sound", "loss_spike", "loss_spike"]
+
+
 def test_a_high_loss_leaves_the_mean_as_it_was() -> None:
     monitor = filled(steady)
     mean = monitor.mean
@@ -58,7 +67,7 @@ def test_warmup_and_too_few_losses_raise_no_alarm() -> None:
     assert filled(steady[: MIN_LOSSES - 1]).judge(100.0, 1.0) == "sound"
 
 
-def test_the_first_steps_after_a_jump_are_held_to_its_probe_and_left_out_of_the_mean() -> None:
+def test_the_first_steps_after_a_jump_are_held_to_its_first_loss_and_left_out_of_the_mean() -> None:
     monitor = filled(steady, grace_steps=3)
     mean = monitor.mean
     monitor.jumped(mean + 3.0)

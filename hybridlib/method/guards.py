@@ -80,6 +80,10 @@ class DivergenceMonitor:
         typical = fmean(self.grad_norms)
         return not typical / self.gradient_factor <= grad_norm <= typical * self.gradient_factor
 
+    def rejected(self) -> None:
+        """Count a step whose loss undid a jump: where the next are too high too, it was the weights, not the jump."""
+        self.in_a_row += 1
+
     def jumped(self, loss: float) -> None:
         """Begin the grace after an accepted jump; `loss`, in nats, is the first after it, and yet to be judged."""
         self.grace_left, self.landed_at = self.grace_steps, loss

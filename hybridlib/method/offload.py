@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -178,10 +179,16 @@ class OptimizerOffload:
 
     def restore(self) -> None:
         """Bring back what is away, if anything is."""
-        if self.away:
-            for name, state, key in self._tensors():
-                state[key] = self.store.get(name, state[key].device)
-            self.away = False
+        if not self.away:
+            return
+        kept, tensors = self.store.entries(), []
+        for name, state, key in self._tensors():
+            state[key] = state[key].new_empty(kept[name].shape)
+            tensors.append((name, state[key]))
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # to touch fresh pages takes longer than to copy them
+            for _ in pool.map(lambda each: self.store.read(*each), tensors):
+                pass
+        self.away = False
 
     @property
     def stored_bytes(self) -> int:

@@ -123,6 +123,7 @@ class HybridTrainer:
         if not self.optimizer.accepts(loss):
             events.append("rejected")
             self.optimizer.undo_jump()
+            self.monitor.rejected()
             self._skip(buffers)
             return loss, grad_norm
         if landed:
