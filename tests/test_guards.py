@@ -81,7 +81,7 @@ def test_the_first_steps_after_a_jump_are_held_to_its_first_loss_and_left_out_of
     assert monitor.judge(mean, 1e9) == "skip"
     monitor.jumped(mean - 1.0)
     assert monitor.judge(mean + 0.4, 1.0) == "sound", (
-        "a good jump raises no alarm on a batch that is harder than its probe"
+        "a good jump raises no alarm on a batch that is harder than the first one after it"
     )
 
 
