@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def ratio_table(found: dict[str, Any], studies: list[Study]) -> Table:
     """Return the ratios in `found`, a column for each of `studies`, with their quartiles."""
-    table = Table(title=f"Ratios on {found['device']}: medians [quartiles]")
+    table = Table(title=f"Ratios on {found['device']}: medians and quartiles")
     for name in ("ratio", *(study.study for study in studies)):
         table.add_column(name)
     sizes = [found, *(found[study.study.replace("-", "_")] for study in studies[1:])]

@@ -17,7 +17,8 @@ from hybridlib.training.meter import give_back
 from hybridlib.training.models import parameter_count
 
 # Names of contenders that ratios are made of.
-PLAIN, REAL, JUMPING = "baseline", "hybrid, a real step", "memory_optimized, a real step"
+PLAIN, REAL = "baseline", "hybrid, a real step"
+PEAKS = 3  # times that memory is measured: what an allocator keeps differs from run to run
 
 
 def at_size(
@@ -26,38 +27,58 @@ def at_size(
     """Return the ratios at the size of `study`, the `times` of all blocks behind them, and the `anatomy` of a step.
 
     Each contender has `rounds` blocks of `steps` computed steps; `device_choice` is the name given to `pick_device`.
+    What is a ratio within one run is taken in a process that has that run alone, as a study's runs have.
     """
     runs = {arm: study.timed_run(arm) for arm in ("baseline", "hybrid", "memory_optimized")}
+    # First, while this process is small: stores in files are fast only while the system's cache has room for them.
+    pace_alone, hybrid, lean = (alone(_by_itself, run, device_choice, rounds, steps) for run in runs.values())
+    memory = memory_ratios(runs, device_choice)
     plain = Workload.of(runs["baseline"], device_choice)
-    hybrid, lean = (
-        Hybrid(Workload(runs[arm], plain.source, plain.device), steps) for arm in ("hybrid", "memory_optimized")
-    )
-    baseline = Hybrid(plain, steps)
     contenders = {
         "Hugging Face Trainer": HuggingFace(plain, steps),
         "bare loop": BareLoop(plain, steps),
         "bare loop, same parts": SameParts(plain, steps),
-        PLAIN: baseline,
-        REAL: hybrid,
-        JUMPING: lean,
+        PLAIN: Hybrid(plain, steps),
+        REAL: Hybrid(Workload(runs["hybrid"], plain.source, plain.device), steps),
     }
     with subnormals_as_zero():
         times = in_turns(contenders, rounds)
-    peaks, hybrid_peaks, lean_peaks = (peaks_mb(run, device_choice) for run in runs.values())
     found = {
         "baseline_vs_hf_trainer": ratio(times, PLAIN, "Hugging Face Trainer"),
         "baseline_vs_bare_loop": ratio(times, PLAIN, "bare loop"),
         "hybrid_overhead": ratio(times, REAL, "bare loop, same parts"),
-        "predicted_step_cost": Spread.of(hybrid.predicted[1:]),
-        "predicted_step_cost_offloading": Spread.of(lean.predicted[1:]),
-        "offload_share": offload_share(lean),
+        "predicted_step_cost": hybrid["predicted_step_cost"],
+        "predicted_step_cost_offloading": lean["predicted_step_cost"],
+        "offload_share": lean["offload_share"],
         "gemm_share": gemm_share(plain, times),
-        "predict_memory_ratio": Spread.of([lean_peaks["predict"] / peaks["run"]]),
-        "run_memory_ratio": Spread.of([lean_peaks["run"] / peaks["run"]]),
-        "hybrid_run_memory_ratio": Spread.of([hybrid_peaks["run"] / peaks["run"]]),
-        "pace": Spread.of([pace(np.array(baseline.real_s))[0]]),
-    }
+        "pace": pace_alone["pace"],
+    } | memory
     return numbers(found), dict(times=times, anatomy=anatomy(plain, 2 * steps))
+
+
+def memory_ratios(runs: dict[str, Run], device_choice: str) -> dict[str, Spread]:
+    """Return the peaks of the arms in `runs` over the baseline's, `PEAKS` times; `device_choice` as for `at_size`."""
+    peaks = [{arm: peaks_mb(run, device_choice) for arm, run in runs.items()} for _ in range(PEAKS)]
+
+    def over_baseline(arm: str, when: str) -> Spread:
+        return Spread.of([each[arm][when] / each["baseline"]["run"] for each in peaks])
+
+    return {
+        "predict_memory_ratio": over_baseline("memory_optimized", "predict"),
+        "run_memory_ratio": over_baseline("memory_optimized", "run"),
+        "hybrid_run_memory_ratio": over_baseline("hybrid", "run"),
+    }
+
+
+def _by_itself(run: Run, device_choice: str, rounds: int, steps: int) -> dict[str, Spread]:
+    contender = Hybrid(Workload.of(run, device_choice), steps if run.schedule else 4 * steps)  # enough for a tenth
+    with subnormals_as_zero():
+        for _ in range(rounds + 1):  # the first has the run's Warmup in it
+            contender()
+        found = dict(pace=Spread.of([pace(np.array(contender.real_s))[0]]))
+        if run.schedule:
+            found |= dict(predicted_step_cost=Spread.of(contender.predicted[1:]))
+        return found | (dict(offload_share=offload_share(contender)) if run.memory == "offload" else {})
 
 
 def offload_share(lean: Hybrid, repeats: int = 3) -> Spread:
