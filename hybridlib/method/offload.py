@@ -179,16 +179,13 @@ class OptimizerOffload:
 
     def restore(self) -> None:
         """Bring back what is away, if anything is."""
-        if not self.away:
-            return
-        kept, tensors = self.store.entries(), []
-        for name, state, key in self._tensors():
-            state[key] = state[key].new_empty(kept[name].shape)
-            tensors.append((name, state[key]))
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # to touch fresh pages takes longer than to copy them
-            for _ in pool.map(lambda each: self.store.read(*each), tensors):
-                pass
-        self.away = False
+        if self.away:
+            kept = self.store.entries()
+            for name, state, key in self._tensors():
+                state[key] = state[key].new_empty(kept[name].shape)
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # fresh pages take longer to touch than to copy
+                list(pool.map(lambda each: self.store.read(each[0], each[1][each[2]]), self._tensors()))
+            self.away = False
 
     @property
     def stored_bytes(self) -> int:
