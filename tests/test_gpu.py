@@ -24,7 +24,7 @@ SHORT = dict(steps=90, extend=1.0, eval_every=45, eval_batches=2, snapshot_every
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """The `run.json` of a short run of each arm, on uniform tokens: no text needs to be tokenised."""
+    """The `run.json` of a short run of each arm, on a Markov chain: no text needs to be tokenised."""
     study, patched = load_study("gpt2-small"), pytest.MonkeyPatch()
     patched.setattr(progress, "OUTPUTS", tmp_path_factory.mktemp("outputs"))
     runs = {arm: study.run(arm, "markov", 1000).model_copy(update=SHORT) for arm in ARMS}

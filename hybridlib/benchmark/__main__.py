@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     for study in studies:
         ratios, parts = alone(at_size, study, args.device, args.rounds or study.timing.rounds, study.timing.real_steps)
         console.print(f"{study.study}: {json.dumps({k: v for k, v in ratios.items() if k != 'spread'})}")
-        found |= ratios if study is studies[0] else {study.study.replace("-", "_"): ratios}
+        found |= ratios if study is studies[0] else {key_of(study): ratios}
         keep(folder, found, tables, study, parts)
     tables["scaling"] = [alone(grow, studies[0], args.device)]
     for study in studies:
@@ -55,12 +55,17 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def key_of(study: Study) -> str:
+    """Return the key under which speed.json has the ratios at the size of the larger `study`."""
+    return study.study.replace("-", "_")
+
+
 def ratio_table(found: dict[str, Any], studies: list[Study]) -> Table:
     """Return the ratios in `found`, a column for each of `studies`, with their quartiles."""
     table = Table(title=f"Ratios on {found['device']}: medians and quartiles")
     for name in ("ratio", *(study.study for study in studies)):
         table.add_column(name)
-    sizes = [found, *(found[study.study.replace("-", "_")] for study in studies[1:])]
+    sizes = [found, *(found[key_of(study)] for study in studies[1:])]
     for name in found["spread"]:
         spreads = [size["spread"][name] for size in sizes]
         told = [f"{size[name]:g} [{s['low']:g}, {s['high']:g}]" for size, s in zip(sizes, spreads)]

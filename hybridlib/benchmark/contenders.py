@@ -103,7 +103,6 @@ class Hybrid:
         self.records = RunFolder(Path(self.folder.name))
         self.nominal_s: list[float] = []  # seconds of a nominal step, a value a block
         self.predicted: list[float] = []
-        self.real_s: list[float] = []  # of every computed step, the first block's left out
 
     def __call__(self) -> list[float]:
         real, every = [], []
@@ -112,7 +111,6 @@ class Hybrid:
             every.append(timed(self._step, self.work.device))
             real += every[-1:] if state.real else []
         self.records.flush()
-        self.real_s += real if self.nominal_s else []
         self.nominal_s.append(sum(every) / len(every))
         if predicted := len(every) - len(real):
             self.predicted.append((sum(every) / statistics.median(real) - len(real)) / predicted)

@@ -73,9 +73,9 @@ def memory_ratios(runs: dict[str, Run], device_choice: str) -> dict[str, Spread]
 def _by_itself(run: Run, device_choice: str, rounds: int, steps: int) -> dict[str, Spread]:
     contender = Hybrid(Workload.of(run, device_choice), steps if run.schedule else 4 * steps)  # enough for a tenth
     with subnormals_as_zero():
-        for _ in range(rounds + 1):  # the first has the run's Warmup in it
-            contender()
-        found = dict(pace=Spread.of([pace(np.array(contender.real_s))[0]]))
+        blocks = [contender() for _ in range(rounds + 1)]
+        real_s = np.concatenate(blocks[1:])  # the first has the run's Warmup in it
+        found = dict(pace=Spread.of([pace(real_s)[0]]))
         if run.schedule:
             found |= dict(predicted_step_cost=Spread.of(contender.predicted[1:]))
         return found | (dict(offload_share=offload_share(contender)) if run.memory == "offload" else {})
