@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlib.training import models
-from hybridlib.training.models import linear_cross_entropy
+from hybridlib.study.run import Model
+from hybridlib.training import loss as of_training
+from hybridlib.training.loss import linear_cross_entropy, loss_fn
+from hybridlib.training.models import build
 
 
 def example(tokens: int, width: int, vocabulary: int, seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -27,7 +29,7 @@ def test_it_is_the_plain_loss_to_rounding(tokens: int, width: int, vocabulary: i
     hidden, weight, targets = example(tokens, width, vocabulary, seed, torch.float64)
     plain = gradients(F.cross_entropy(hidden @ weight.T, targets), hidden, weight)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "CHUNK_ELEMENTS", elements)
+        patch.setattr(of_training, "CHUNK_ELEMENTS", elements)
         fused = gradients(linear_cross_entropy(hidden, weight, targets), hidden, weight)
     for one, other in zip(fused, plain):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
@@ -50,6 +52,30 @@ def test_no_gradient_is_kept_where_none_is_wanted() -> None:
     hidden, weight, targets = example(8, 4, 16, 1, torch.float32)
     with torch.no_grad():
         assert linear_cross_entropy(hidden, weight, targets).grad_fn is None
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_added_in_place_the_gradients_of_micro_batches_sum_to_autograds(precision: torch.dtype) -> None:
+    sizes = Model(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=40)
+    tokens = torch.randint(40, (2, 3, 9), generator=torch.Generator().manual_seed(0))
+    found = []
+    for in_place in (False, True):
+        model = build(sizes, seed=1)
+        for each in tokens:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
+                loss = loss_fn(model, (each, each.roll(1)), in_place)
+            (loss / 2).backward()
+        found.append([weight.grad for weight in model.parameters()])
+    for autograds, added in zip(*found, strict=True):
+        torch.testing.assert_close(added, autograds, rtol=1e-5, atol=1e-7)
+
+
+def test_a_loss_is_differentiated_once() -> None:
+    hidden, weight, targets = example(8, 4, 16, 1, torch.float32)
+    loss = linear_cross_entropy(hidden, weight, targets)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="compute it again"):
+        loss.backward()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hybridlib.study.run import PRESETS, Model
-from hybridlib.training.models import build, flops_per_token, loss_fn, parameter_count
+from hybridlib.training.loss import loss_fn
+from hybridlib.training.models import build, flops_per_token, parameter_count
 
 TINY = Model(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=32)
 

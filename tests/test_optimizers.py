@@ -10,7 +10,8 @@ from hybridlib.method.wrapping import forget_moments
 from hybridlib.study.arm import OptimizerSettings
 from hybridlib.study.run import Model
 from hybridlib.training import checkpoint
-from hybridlib.training.models import build, loss_fn
+from hybridlib.training.loss import loss_fn
+from hybridlib.training.models import build
 from hybridlib.training.optimizers import WeightAverage, make_optimizer, set_learning_rate
 
 NAMES = ["adam", "muon", "schedule_free", "lookahead"]

@@ -109,10 +109,10 @@ def test_ways_to_flatten_are_held_to_the_frozen_one_seed_by_seed(fake_study, mon
     rows = [
         trial("flattening", name, loss, 20, steps=60) | dict(seed=seed, equivalents=equivalents)
         for name, seed, loss, equivalents in (
-            ("spectral-3", 1, 4.0, 24),
-            ("spectral-3", 2, 5.0, 24),
-            ("spectral-2", 1, 4.5, 22),
-            ("spectral-2", 2, 3.75, 22),
+            ("frozen", 1, 4.0, 24),
+            ("frozen", 2, 5.0, 24),
+            ("iterations-2", 1, 4.5, 22),
+            ("iterations-2", 2, 3.75, 22),
         )
     ]
     baseline = trial("flattening", "baseline", 4.5, 60, steps=60, predictor=None)
@@ -120,8 +120,8 @@ def test_ways_to_flatten_are_held_to_the_frozen_one_seed_by_seed(fake_study, mon
     nothing = replace(found, trials=found.trials.head(0))
     executed = run_chapter("10_research", fake_study, monkeypatch, found=found, pool=dict(fake=found, other=nothing))
     table = executed.shown["flattening"].frame
-    assert table["predictor-iterations"].tolist() == ["spectral-3", "spectral-2"]
-    assert table["against spectral-3 (%)"].tolist() == ["0, 0", "+12.5, −25"]
+    assert table["predictor"].tolist() == ["frozen", "iterations-2"]
+    assert table["against frozen (%)"].tolist() == ["0, 0", "+12.5, −25"]
     assert table["a predicted step, in computed ones"].tolist() == ["0.100", "0.0500"]
 
 

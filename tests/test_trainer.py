@@ -17,7 +17,8 @@ from hybridlib.method.schedule import PhaseSchedule
 from hybridlib.study.run import Model, Source
 from hybridlib.training.checkpoint import Snapshots, copied
 from hybridlib.training.data import open_source
-from hybridlib.training.models import build, loss_fn
+from hybridlib.training.loss import loss_fn
+from hybridlib.training.models import build
 from hybridlib.training.objective import Objective
 from hybridlib.training.optimizers import WeightAverage
 from hybridlib.training.trainer import HybridTrainer

@@ -20,8 +20,9 @@ from hybridlib.study.run import Run
 from hybridlib.training.assemble import make_trainer, pick_device, warm_up_kernels
 from hybridlib.training.checkpoint import CheckpointFile
 from hybridlib.training.data import DataSource, open_source
+from hybridlib.training.loss import Batch, loss_fn
 from hybridlib.training.meter import Meter, give_back
-from hybridlib.training.models import Batch, build, loss_fn
+from hybridlib.training.models import build
 from hybridlib.training.optimizers import make_optimizer
 
 

@@ -17,7 +17,8 @@ from hybridlib.study.parameters import OUTPUTS
 from hybridlib.study.run import Run
 from hybridlib.study.schema import Study
 from hybridlib.training.assemble import device_name, pick_device
-from hybridlib.training.models import build, flops_per_token, linear_cross_entropy
+from hybridlib.training.loss import linear_cross_entropy
+from hybridlib.training.models import build, flops_per_token
 from hybridlib.training.objective import norm_of_gradients
 from hybridlib.training.optimizers import make_optimizer
 

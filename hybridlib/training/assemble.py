@@ -1,10 +1,12 @@
 """A run's parts, made from its parameters: device, model, optimizer, schedule, predictor, guards."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
+from torch import Tensor, nn
 
 from hybridlib.method.guards import DivergenceMonitor
 from hybridlib.method.offload import OptimizerOffload
@@ -15,8 +17,9 @@ from hybridlib.study import provenance
 from hybridlib.study.arm import Schedule
 from hybridlib.study.run import Run
 from hybridlib.training.checkpoint import CheckpointFile
+from hybridlib.training.loss import Batch, loss_fn
 from hybridlib.training.meter import Meter
-from hybridlib.training.models import build, loss_fn
+from hybridlib.training.models import build
 from hybridlib.training.objective import Objective
 from hybridlib.training.optimizers import WeightAverage, make_optimizer
 from hybridlib.training.trainer import HybridTrainer
@@ -77,6 +80,11 @@ def schedule_of(run: Run) -> PhaseSchedule:
     return PhaseSchedule(**lengths, total=run.steps)
 
 
+def loss_of(run: Run) -> Callable[[nn.Module, Batch], Tensor]:
+    """Return the loss that `run` minimizes: compiled where it says so, and lean where it sums over micro-batches."""
+    return torch.compile(loss_fn) if run.compile else partial(loss_fn, in_place=run.accumulation > 1)
+
+
 def make_trainer(
     run: Run, device: torch.device, *, snapshots: CheckpointFile | None = None, meter: Meter | None = None
 ) -> HybridTrainer:
@@ -96,7 +104,7 @@ def make_trainer(
     )
     return HybridTrainer(
         optimizer,
-        Objective(model, torch.compile(loss_fn) if run.compile else loss_fn, run.accumulation, run.precision),
+        Objective(model, loss_of(run), run.accumulation, run.precision),
         monitor=DivergenceMonitor(**guards),
         snapshots=snapshots,
         snapshot_every=run.snapshot_every,

@@ -9,7 +9,7 @@ import torch
 
 from hybridlib.study.run import HELD_OUT_SEED, Source
 from hybridlib.training.corpus import load_corpus
-from hybridlib.training.models import Batch
+from hybridlib.training.loss import Batch
 
 
 class DataSource(Protocol):

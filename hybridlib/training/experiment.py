@@ -17,8 +17,9 @@ from hybridlib.training.assemble import device_name, make_trainer, pick_device, 
 from hybridlib.training.checkpoint import CheckpointFile, State
 from hybridlib.training.data import DataSource, open_source
 from hybridlib.training.faults import install
+from hybridlib.training.loss import Batch, held_out_loss
 from hybridlib.training.meter import Meter, Preemption, give_back, nvml_used_mb
-from hybridlib.training.models import Batch, held_out_loss, weights_sha256
+from hybridlib.training.models import weights_sha256
 from hybridlib.training.optimizers import set_learning_rate
 from hybridlib.training.trainer import HybridTrainer
 

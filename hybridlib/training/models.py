@@ -1,4 +1,4 @@
-"""GPT-2 from transformers, without dropout, its loss, and what its size predicts: parameters, FLOPs, bytes."""
+"""GPT-2 from transformers, without dropout, and what its size predicts: parameters, FLOPs, bytes."""
 
 import hashlib
 import warnings
@@ -14,8 +14,6 @@ from transformers import GPT2Config, GPT2LMHeadModel  # noqa: E402
 from transformers.pytorch_utils import Conv1D  # noqa: E402
 
 from hybridlib.study.run import Model  # noqa: E402
-
-Batch = tuple[Tensor, Tensor]  # input and target tokens, each (batch, seq) int64
 
 
 def build(sizes: Model, seed: int) -> GPT2LMHeadModel:
@@ -77,19 +75,6 @@ class LowPrecisionLinear(torch.autograd.Function):
         return of_x, (x.flatten(0, -2).mT @ flat).to(weight.dtype), flat.sum(0).to(ctx.of_bias)
 
 
-def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the mean cross-entropy of `model` in nats over all tokens of `batch`, a scalar in float32."""
-    tokens, targets = batch
-    hidden = model.transformer(input_ids=tokens).last_hidden_state  # (batch, seq, width)
-    return linear_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, targets.flatten())
-
-
-@torch.no_grad()
-def held_out_loss(model: nn.Module, batches: list[Batch]) -> float:
-    """Return the mean loss in nats of `model` over `batches`, in float32 whatever the run's precision."""
-    return sum(float(loss_fn(model, batch)) for batch in batches) / len(batches)
-
-
 def weights_sha256(model: nn.Module) -> str:
     """Return the checksum of all weights of `model`, in order: equal if and only if they are bitwise equal."""
     digest = hashlib.sha256()
@@ -134,53 +119,3 @@ def activation_bytes(sizes: Model, batch_size: int, seq_len: int) -> int:
     """
     tokens = batch_size * seq_len
     return 4 * tokens * (sizes.n_layer * 16 * sizes.n_embd + 3 * sizes.vocab_size)
-
-
-CHUNK_ELEMENTS = 1 << 24  # of logits: 64 MB in float32
-
-
-class LinearCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of `hidden @ weight.T` against targets, with its gradients computed in the forward pass.
-
-    The backward pass needs logits only for softmax less the one-hot target, so each chunk's is used at once and dropped
-    (Wijmans et al. 2024, "Cut your losses in large-vocabulary language models", section 3). The three products are
-    those of the plain form, in autocast's precision if that is on; exponentials and sums are in float32.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss in nats a token, a scalar in float32 or finer.
-
-        `hidden` is (tokens, width), `weight` (vocabulary, width), `targets` (tokens,) int64; `ctx` keeps the gradients.
-        """
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        finer = torch.promote_types(dtype, torch.float32)
-        with torch.autocast(device, enabled=False):
-            head, size, wanted = weight.to(dtype), max(CHUNK_ELEMENTS // len(weight), 1), any(ctx.needs_input_grad)
-            total, of_hidden, of_weight = torch.zeros((), dtype=finer, device=hidden.device), [], None
-            for part, wished in zip(hidden.to(dtype).split(size), targets[:, None].split(size)):
-                log_p = torch.log_softmax(part @ head.T, -1, dtype=finer)
-                total -= log_p.gather(-1, wished).sum()
-                if wanted:
-                    slope = log_p.exp_()  # now the softmax
-                    slope = slope.scatter_add_(-1, wished, slope.new_full(wished.shape, -1.0)).to(dtype)
-                    of_hidden.append(slope @ head)
-                    mine = slope.T @ part
-                    of_weight = mine if of_weight is None else of_weight.to(finer).add_(mine)
-            if wanted:
-                ctx.save_for_backward(torch.cat(of_hidden), of_weight)
-                ctx.tokens, ctx.dtypes = len(hidden), (hidden.dtype, weight.dtype)
-            return total / len(hidden)
-
-    @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor, None]:
-        """Return the gradients that `ctx` kept, times `slope`, the gradient of the loss."""
-        of_hidden, of_weight = (kept.to(dtype) for kept, dtype in zip(ctx.saved_tensors, ctx.dtypes))
-        scale = slope / ctx.tokens
-        return of_hidden.mul_(scale), of_weight.mul_(scale), None  # the kept ones are not needed again
-
-
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Return `F.cross_entropy(hidden @ weight.T, targets)` in nats, to rounding, without holding all logits at once."""
-    return LinearCrossEntropy.apply(hidden, weight, targets)
