@@ -19,6 +19,7 @@ from hybridlib.analysis.wording import estimate
 from hybridlib.study.parameters import OUTPUTS, ROOT, known_studies
 from hybridlib.study.records import PHASES
 from hybridlib.study.storage import write_atomically
+from hybridlib.training import NUMERICS
 
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"  # around the README's figures
 
@@ -34,6 +35,7 @@ def write_results(records: Records, verdicts: pd.DataFrame, parts: pd.DataFrame)
         study=records.study.study,
         commit=", ".join(sorted(set(runs.commit))) or None,
         device=devices(runs) or None,
+        numerics=int(runs.numerics.max()) if len(runs) else None,
         criteria={row.criterion: {key: _finite(getattr(row, key)) for key in keys} for row in verdicts.itertuples()},
         arms={f"{data}/{arm}": _arm_results(runs, arm, data) for data, arm in pairs},
     )
@@ -100,9 +102,11 @@ def committed() -> dict[str, dict[str, Any]]:
 def readme_figures(studies: dict[str, dict[str, Any]]) -> str:
     """Return what `studies` (of `committed`) found: for each its report's abstract and arms, then all verdicts."""
     told = []
-    for name in studies:
+    for name, of in studies.items():
         saved = [Show(OUTPUTS / name).saved(part) for part in ("abstract", "headline")]
         told += [f"**{name}.** " * (it.kind == "text") + it.displayed.bundle["text/markdown"] for it in saved if it]
+        if (made := of.get("numerics")) != NUMERICS:
+            told.append(f"*Made under {'an older NUMERICS' if made is None else f'NUMERICS {made}'}; now {NUMERICS}.*")
     rows = [
         {"": name, "asks": rule.about} | {study: _cell(of["criteria"].get(name)) for study, of in studies.items()}
         for name, rule in read_rules().criteria.items()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import starmap
 from math import prod
 
 import numpy as np
@@ -40,22 +39,18 @@ def orthogonalize(
     finer = torch.promote_types(blocks[0].dtype, torch.float32)
     coarser = dtype_of_products(finer, dtype)
     basis = leading_directions(blocks, leading, finer)
-    blocks_and_ends = [(block, block.to(finer) @ basis) for block in blocks]
-    ends = [end for _, end in blocks_and_ends]
-
+    ends = [block.to(finer) @ basis for block in blocks]
     room = torch.empty_like(blocks[0], dtype=finer)  # new memory costs as much as what is done with it
-
-    def within(end: Tensor, small: Tensor) -> Tensor:
-        return torch.matmul(end, small, out=room[..., : end.shape[-2], :])
+    add_product = torch.addmm if room.ndim == 2 else torch.baddbmm
 
     def rest(block: Tensor, end: Tensor) -> Tensor:
-        led = within(end, basis.mT)
-        return torch.sub(block.to(finer), led, out=led).to(coarser, copy=True)
+        less = add_product(block.to(finer), end, basis.mT, alpha=-1, out=room[..., : end.shape[-2], :])
+        return less.to(coarser, copy=True)
 
     # The square of the first direction would hide those of the others in float32.
     along = sum(end.double().mT @ end.double() for end in ends)
-    rests = [rest(*blocks_and_ends[0])] if len(blocks) == 1 else None  # of many blocks they would be a copy of D
-    gram = sum(symmetric_product(u.mT, u).to(finer) for u in rests or starmap(rest, blocks_and_ends))
+    only = [rest(blocks[0], ends[0])] if len(blocks) == 1 else []  # of many blocks the rests would be a copy of D
+    gram = sum(symmetric_product(u.mT, u).to(finer) for u in only or map(rest, blocks, ends))
     damping = (knee**2 * (trace(along).to(finer) + trace(gram))).clamp_min(torch.finfo(finer).tiny)
     steepest = prod(a for a, _, _ in quintics)
     bound = torch.maximum(torch.linalg.matrix_norm(gram, keepdim=True), steepest**2 * damping).sqrt()
@@ -63,11 +58,11 @@ def orthogonalize(
     squares, vectors = (found.to(finer) for found in torch.linalg.eigh(along))
     damped = (squares.clamp_min(0) + damping[..., 0]).sqrt()
     lead = bound * (vectors / damped[..., None, :] @ vectors.mT) @ basis.mT
+    remains = float(lead.shape[-2] < lead.shape[-1])  # where all directions are set apart, the rest is rounding
     forward = square = 0.0
-    for (block, end), u in zip(blocks_and_ends, rests or starmap(rest, blocks_and_ends)):
-        flat = within(end, lead)
-        if lead.shape[-2] < lead.shape[-1]:  # else the rest is rounding
-            flat.add_(torch.matmul(u, turn, out=torch.empty_like(u)))
+    for block, end, u in zip(blocks, ends, only or map(rest, blocks, ends)):
+        flat = room[..., : end.shape[-2], :].copy_(torch.matmul(u, turn, out=torch.empty_like(u)))
+        add_product(flat, end, lead, beta=remains, out=flat)
         forward, square = forward + inner(block.to(finer), flat), square + inner(flat, flat)
         block.copy_(flat)
     length = forward / square.clamp_min(torch.finfo(finer).tiny)
