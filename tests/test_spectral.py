@@ -59,6 +59,22 @@ def test_a_jump_does_not_depend_on_how_many_matrices_share_a_call(monkeypatch: p
         torch.testing.assert_close(alone, together)
 
 
+@pytest.mark.parametrize("elements", [5 << 20, 64])
+def test_a_jump_does_not_depend_on_the_layout_in_memory(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
+    monkeypatch.setattr(spectral, "BLOCK_ELEMENTS", elements)
+    before, step = (torch.randn(40, 3, 2, 2, generator=torch.Generator().manual_seed(n)) for n in (0, 1))
+    landed = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        weights = [("conv.weight", before.clone(memory_format=layout))]
+        predictor = make_predictor("spectral")
+        predictor.start(weights)
+        weights[0][1].add_(step)
+        predictor.predict(weights, horizon=4, progress=0.5)
+        landed.append(weights[0][1])
+    torch.testing.assert_close(landed[0], landed[1])
+    assert not torch.allclose(landed[0], before + step, atol=0.1)
+
+
 def test_rows_of_the_embedding_that_did_not_move_stay() -> None:
     weights, predictor = some_weights(), make_predictor("spectral", precision="fp32")
     predictor.start(weights)

@@ -62,7 +62,7 @@ class Spectral(Nesterov):
 
     def move(self, group: Weights, share: float) -> None:
         name, weight = group[0]
-        tall = weight.ndim > 1 and len(weight) > weight[0].numel()
+        tall = weight.ndim > 1 and len(weight) > weight[0].numel() and weight.is_contiguous()
         if tall and weight.numel() > BLOCK_ELEMENTS and self.quintics and self.is_linear(name, weight):
             self._move_by_rows(name, weight.detach(), share)  # so large a weight is a group of its own
         else:
@@ -81,8 +81,10 @@ class Spectral(Nesterov):
     def directions(self, group: Weights, ahead: list[Tensor]) -> list[Tensor]:
         chosen = [i for i, (name, weight) in enumerate(group) if self.is_linear(name, weight)]
         if chosen and self.quintics:
-            matrices = torch.stack([ahead[i] for i in chosen]) if len(chosen) > 1 else ahead[chosen[0]][None]
-            flat = matrices.flatten(2) if len(chosen) > 1 else matrices[0].flatten(1)  # a batch of one is slower
+            matrices = (
+                torch.stack([ahead[i] for i in chosen]) if len(chosen) > 1 else ahead[chosen[0]].contiguous()[None]
+            )
+            flat = matrices.flatten(2) if len(each) > 1 else matrices[0].flatten(1)  # a batch of one is slower
             self._orthogonalize([flat if flat.shape[-2] >= flat.shape[-1] else flat.mT])
             for i, direction in zip(chosen, matrices):
                 ahead[i] = direction
