@@ -81,9 +81,8 @@ class Spectral(Nesterov):
     def directions(self, group: Weights, ahead: list[Tensor]) -> list[Tensor]:
         chosen = [i for i, (name, weight) in enumerate(group) if self.is_linear(name, weight)]
         if chosen and self.quintics:
-            matrices = (
-                torch.stack([ahead[i] for i in chosen]) if len(chosen) > 1 else ahead[chosen[0]].contiguous()[None]
-            )
+            each = [ahead[i].contiguous() for i in chosen]  # to be changed in place
+            matrices = torch.stack(each) if len(each) > 1 else each[0][None]
             flat = matrices.flatten(2) if len(each) > 1 else matrices[0].flatten(1)  # a batch of one is slower
             self._orthogonalize([flat if flat.shape[-2] >= flat.shape[-1] else flat.mT])
             for i, direction in zip(chosen, matrices):
