@@ -34,8 +34,8 @@ def made_flat(
 ) -> Tensor:
     """Return the flattened copy of one matrix or of a batch, tall or wide."""
     flat = matrix.clone()
-    orthogonalize([flat if flat.shape[-2] >= flat.shape[-1] else flat.mT], quintics, dtype, leading, knee)
-    return flat
+    length = orthogonalize([flat if flat.shape[-2] >= flat.shape[-1] else flat.mT], quintics, dtype, leading, knee)
+    return flat * length[..., None, None]
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -197,8 +197,8 @@ def test_a_batch_is_flattened_matrix_by_matrix_and_a_matrix_some_rows_at_a_time(
     flat = made_flat(several)
     torch.testing.assert_close(flat, torch.stack([made_flat(one) for one in several]))
     by_rows = several[0].clone()
-    orthogonalize(by_rows.split(7), best_quintics(3, 0.01), torch.float32, 16, 1e-3)
-    torch.testing.assert_close(by_rows, flat[0])
+    length = orthogonalize(by_rows.split(7), best_quintics(3, 0.01), torch.float32, 16, 1e-3)
+    torch.testing.assert_close(by_rows * length, flat[0])
 
 
 def test_the_leading_directions_are_those_of_the_largest_singular_values() -> None:

@@ -10,7 +10,7 @@ from hybridlib import HybridOptimizer, PhaseSchedule, Spectral
 
 WARMUP, FULL, PREDICT, CORRECT, TOTAL = 3, 4, 6, 2, 50
 GAIN, MOMENTUM, FADE, FADE_FROM, VECTOR_GAIN = 1.3, 0.6, 0.7, 0.4, 0.8
-KNEE = 0.002
+KNEE = 0.0007
 ORTHOGONAL = {"tok_emb.weight", "mixer.weight", "mlp.weight", "head.weight"}
 
 

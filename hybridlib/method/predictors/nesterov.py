@@ -48,8 +48,8 @@ class Nesterov(Predictor):
     def move(self, group: Weights, share: float) -> None:
         """Move a `group` of parameters of equal shape by the `share` of the gain that has not faded."""
         ahead = [self.look_ahead(name, weight.detach()) for name, weight in group]
-        for (name, weight), direction in zip(group, self.directions(group, ahead)):
-            self.land(name, weight.detach(), direction, self.gain_of(name, weight) * share)
+        for (name, weight), (direction, gain) in zip(group, self.directions(group, ahead)):
+            self.land(name, weight.detach(), direction, gain * share)
 
     def look_ahead(self, name: str, weight: Tensor, rows: slice | None = None) -> Tensor:
         """Bring the momentum of the parameter `name` up to date; return where it points from the last landing.
@@ -68,13 +68,12 @@ class Nesterov(Predictor):
         weight.add_(direction, alpha=gain)
         self.store.put(f"anchor.{name}", weight, rows)
 
-    def gain_of(self, name: str, weight: Tensor) -> float:
-        """Return how many times its direction the parameter `name`, `weight`, moves, before the gain fades."""
-        return self.gain
+    def directions(self, group: Weights, ahead: list[Tensor]) -> list[tuple[Tensor, float]]:
+        """Return the direction of each jump, and how many times it is taken before the gain fades.
 
-    def directions(self, group: Weights, ahead: list[Tensor]) -> list[Tensor]:
-        """Return the jump's directions for a `group` of parameters of equal shape, given their look-aheads `ahead`."""
-        return ahead
+        `ahead` are the look-aheads of a `group` of parameters of equal shape; they may be changed in place.
+        """
+        return [(each, self.gain) for each in ahead]
 
 
 def of_equal_shape(weights: Weights) -> Iterator[Weights]:

@@ -15,14 +15,13 @@ SUBSPACE_ITERATIONS = 1
 
 def orthogonalize(
     blocks: Sequence[Tensor], quintics: Sequence[Quintic], dtype: torch.dtype, leading: int, knee: float
-) -> None:
-    """Replace each matrix D, in place, by one whose singular values are about equal down to a knee, and fall below it.
+) -> Tensor:
+    """Replace each matrix D, in place, by a multiple of its damped orthogonal form U; return <D, U> / <U, U>, (...).
 
-    With D = sum s u v^T, the form U is sum f(s) u v^T, f(s) near one above k = `knee` times D's Frobenius norm and near
-    s / k below. It is scaled by <D, U> / <U, U>, which makes it D's projection: where f is one for all, the length is
-    D's nuclear norm over its rank, that of the steepest descent in the spectral norm (Bernstein and Newhouse 2024, "Old
-    optimizer, new norm", proposition 5). What lies far below the knee is mostly noise, and rounding. A matrix of zeros
-    stays one.
+    Times that, what is left in place of D is D's projection on U. With D = sum s u v^T, U is sum f(s) u v^T, f(s) near
+    one above k = `knee` times D's Frobenius norm and near s / k below: there is mostly noise, and rounding. Where f is
+    one for all, the projection's length is D's nuclear norm over its rank, that of the steepest descent in the spectral
+    norm (Bernstein and Newhouse 2024, "Old optimizer, new norm", proposition 5). A matrix of zeros stays one.
 
     A few directions hold most of D: of a table's look-ahead, one has up to 0.99 of the norm at GPT-2 Small. Scaled to
     at most one, the others would be too small for so few iterations, and lost in bf16. So the `leading` directions are
@@ -65,9 +64,7 @@ def orthogonalize(
         add_product(flat, end, lead, beta=remains, out=flat)
         forward, square = forward + inner(block.to(finer), flat), square + inner(flat, flat)
         block.copy_(flat)
-    length = forward / square.clamp_min(torch.finfo(finer).tiny)
-    for block in blocks:
-        block.mul_(length[..., None, None])
+    return forward / square.clamp_min(torch.finfo(finer).tiny)
 
 
 def leading_directions(blocks: Sequence[Tensor], count: int, dtype: torch.dtype) -> Tensor:

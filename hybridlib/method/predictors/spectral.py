@@ -48,7 +48,7 @@ class Spectral(Nesterov):
         iterations: Natural = 3,
         least: Small = 0.01,
         leading: Natural = 16,
-        knee: Small = 0.002,
+        knee: Small = 0.0007,
         precision: Precision = "fp32",
         embeddings: bool = True,
         vector_gain: float = 0.7,
@@ -74,26 +74,25 @@ class Spectral(Nesterov):
         blocks = [slice(at, at + size) for at in range(0, len(weight), size)]
         for rows in blocks:
             weight[rows] = self.look_ahead(name, weight[rows], rows)
-        self._orthogonalize([weight[rows].flatten(1) for rows in blocks])
+        length = self._orthogonalize([weight[rows].flatten(1) for rows in blocks])
         for rows in blocks:
-            self.land(name, weight[rows], weight[rows].clone(), self.gain * share, rows)
+            self.land(name, weight[rows], weight[rows].clone(), self.gain * share * float(length), rows)
 
-    def directions(self, group: Weights, ahead: list[Tensor]) -> list[Tensor]:
+    def directions(self, group: Weights, ahead: list[Tensor]) -> list[tuple[Tensor, float]]:
+        found = [(each, self.gain if self.is_linear(name, weight) else self.vector_gain)
+                 for (name, weight), each in zip(group, ahead)]  # fmt: skip
         chosen = [i for i, (name, weight) in enumerate(group) if self.is_linear(name, weight)]
         if chosen and self.quintics:
             each = [ahead[i].contiguous() for i in chosen]  # to be changed in place
             matrices = torch.stack(each) if len(each) > 1 else each[0][None]
             flat = matrices.flatten(2) if len(each) > 1 else matrices[0].flatten(1)  # a batch of one is slower
-            self._orthogonalize([flat if flat.shape[-2] >= flat.shape[-1] else flat.mT])
-            for i, direction in zip(chosen, matrices):
-                ahead[i] = direction
-        return ahead
+            lengths = self._orthogonalize([flat if flat.shape[-2] >= flat.shape[-1] else flat.mT])
+            for i, direction, length in zip(chosen, matrices, lengths.view(-1).tolist()):
+                found[i] = direction, self.gain * length
+        return found
 
-    def _orthogonalize(self, blocks: list[Tensor]) -> None:
-        orthogonalize(blocks, self.quintics, self.dtype, self.leading, self.knee)
-
-    def gain_of(self, name: str, weight: Tensor) -> float:
-        return self.gain if self.is_linear(name, weight) else self.vector_gain
+    def _orthogonalize(self, blocks: list[Tensor]) -> Tensor:
+        return orthogonalize(blocks, self.quintics, self.dtype, self.leading, self.knee)
 
     def is_linear(self, name: str, weight: Tensor) -> bool:
         """Return whether the parameter `name`, `weight`, is orthogonalized: as the user says, else by axes and name."""
@@ -117,9 +116,9 @@ class Sham(Spectral):
     def move(self, group: Weights, share: float) -> None:
         Nesterov.move(self, group, share)  # a direction is drawn whole
 
-    def directions(self, group: Weights, ahead: list[Tensor]) -> list[Tensor]:
+    def directions(self, group: Weights, ahead: list[Tensor]) -> list[tuple[Tensor, float]]:
         true = super().directions(group, ahead)
-        return [self._random_like(name, jump) for (name, _), jump in zip(group, true)]
+        return [(self._random_like(name, jump), gain) for (name, _), (jump, gain) in zip(group, true)]
 
     def _random_like(self, name: str, jump: Tensor) -> Tensor:
         seed = zlib.crc32(f"{name} {int(self.store.get('jumps'))}".encode())
