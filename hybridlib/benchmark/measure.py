@@ -73,7 +73,7 @@ def memory_ratios(runs: dict[str, Run], device_choice: str) -> dict[str, Spread]
 def _by_itself(run: Run, device_choice: str, rounds: int, steps: int) -> dict[str, Spread]:
     contender = Hybrid(Workload.of(run, device_choice), steps if run.schedule else 4 * steps)  # enough for a tenth
     with subnormals_as_zero():
-        blocks = [contender() for _ in range(rounds + 1)]
+        blocks = [contender() for _ in range(2 * rounds + 1)]  # a jump is short beside the noise of its block
         real_s = np.concatenate(blocks[1:])  # the first has the run's Warmup in it
         found = dict(pace=Spread.of([pace(real_s)[0]]))
         if run.schedule:

@@ -37,34 +37,49 @@ def orthogonalize(
     """
     finer = torch.promote_types(blocks[0].dtype, torch.float32)
     coarser = dtype_of_products(finer, dtype)
+    columns = blocks[0].shape[-1]
     basis = leading_directions(blocks, leading, finer)
     ends = [block.to(finer) @ basis for block in blocks]
     room = torch.empty_like(blocks[0], dtype=finer)  # new memory costs as much as what is done with it
+    beside = wider(room, basis.shape[-1], coarser)
     add_product = torch.addmm if room.ndim == 2 else torch.baddbmm
 
-    def rest(block: Tensor, end: Tensor) -> Tensor:
-        less = add_product(block.to(finer), end, basis.mT, alpha=-1, out=room[..., : end.shape[-2], :])
-        return less.to(coarser, copy=True)
+    def parted(block: Tensor, end: Tensor) -> Tensor:  # the rest of the block, and beside it its ends
+        rows = block.shape[-2]
+        parts = beside[..., :rows, :]
+        parts[..., :columns] = add_product(block.to(finer), end, basis.mT, alpha=-1, out=room[..., :rows, :])
+        parts[..., columns:] = end
+        return parts
 
     # The square of the first direction would hide those of the others in float32.
     along = sum(end.double().mT @ end.double() for end in ends)
-    only = [rest(blocks[0], ends[0])] if len(blocks) == 1 else []  # of many blocks the rests would be a copy of D
-    gram = sum(symmetric_product(u.mT, u).to(finer) for u in only or map(rest, blocks, ends))
+    only = [parted(blocks[0], ends[0])] if len(blocks) == 1 else []  # of many blocks the parts would be a copy of D
+    rests = (parts[..., :columns] for parts in only or map(parted, blocks, ends))
+    gram = sum(symmetric_product(rest.mT, rest).to(finer) for rest in rests)
     damping = (knee**2 * (trace(along).to(finer) + trace(gram))).clamp_min(torch.finfo(finer).tiny)
     steepest = prod(a for a, _, _ in quintics)
     bound = torch.maximum(torch.linalg.matrix_norm(gram, keepdim=True), steepest**2 * damping).sqrt()
     turn = flattening((gram / bound**2).to(coarser), quintics)
+    turn *= basis.shape[-1] < columns  # where all directions are set apart, the rest is rounding
     squares, vectors = (found.to(finer) for found in torch.linalg.eigh(along))
     damped = (squares.clamp_min(0) + damping[..., 0]).sqrt()
     lead = bound * (vectors / damped[..., None, :] @ vectors.mT) @ basis.mT
-    remains = float(lead.shape[-2] < lead.shape[-1])  # where all directions are set apart, the rest is rounding
+    turns = torch.cat([turn, lead.to(coarser)], dim=-2)
     forward = square = 0.0
-    for block, end, u in zip(blocks, ends, only or map(rest, blocks, ends)):
-        flat = room[..., : end.shape[-2], :].copy_(torch.matmul(u, turn, out=torch.empty_like(u)))
-        add_product(flat, end, lead, beta=remains, out=flat)
+    for block, parts in zip(blocks, only or map(parted, blocks, ends)):
+        flat = torch.matmul(parts, turns, out=torch.empty_like(parts[..., :columns]))
+        flat = room[..., : block.shape[-2], :].copy_(flat)
         forward, square = forward + inner(block.to(finer), flat), square + inner(flat, flat)
         block.copy_(flat)
     return forward / square.clamp_min(torch.finfo(finer).tiny)
+
+
+def wider(matrix: Tensor, more: int, dtype: torch.dtype) -> Tensor:
+    """Return room of the type `dtype` for a matrix of so many `more` columns than `matrix`, laid out as it is."""
+    *batch, rows, columns = matrix.shape
+    if matrix.stride(-2) < matrix.stride(-1):  # columns lie one after the other
+        return matrix.new_empty(*batch, columns + more, rows, dtype=dtype).mT
+    return matrix.new_empty(*batch, rows, columns + more, dtype=dtype)
 
 
 def leading_directions(blocks: Sequence[Tensor], count: int, dtype: torch.dtype) -> Tensor:
