@@ -11,6 +11,7 @@ from torch import Tensor
 Quintic = tuple[float, float, float]  # a, b, c of a s + b s^3 + c s^5
 PANEL = 256  # rows of a symmetric product that are computed at once
 SUBSPACE_ITERATIONS = 1
+STANDS_OUT = 3.0  # times the smallest of the leading singular values
 
 
 def orthogonalize(
@@ -25,14 +26,15 @@ def orthogonalize(
 
     A few directions hold most of D: of a table's look-ahead, one has up to 0.99 of the norm at GPT-2 Small. Scaled to
     at most one, the others would be too small for so few iterations, and lost in bf16. So the `leading` directions are
-    found first, by subspace iteration, and have f(s) = s / sqrt(s^2 + k^2). The rest is scaled by its Schatten 4-norm,
-    which its Gram matrix gives, or so that its knee is at k if that scales it further, and goes through `quintics`.
+    found first, by subspace iteration. Those that stand out have f(s) = s / sqrt(s^2 + k^2); the others are not found
+    well, and would leave a rest that is not orthogonal to them. The rest is scaled by its Schatten 4-norm, which its
+    Gram matrix gives, or so that its knee is at k if that scales it further, and goes through `quintics`.
 
     Args:
         blocks: of rows, one after the other, each (..., rows, columns); in all no fewer rows than columns.
         quintics: one an iteration, at least one; each takes every singular value s, at most 1, to a s + b s^3 + c s^5.
         dtype: of the products.
-        leading: how many directions are set apart, at least 0.
+        leading: how many directions are found first, and set apart if they stand out; at least 0.
         knee: as a share of the Frobenius norm, in (0, 1); in float32 rounding is as large as 0.001 of it, once flat.
     """
     finer = torch.promote_types(blocks[0].dtype, torch.float32)
@@ -44,26 +46,33 @@ def orthogonalize(
     beside = wider(room, basis.shape[-1], coarser)
     add_product = torch.addmm if room.ndim == 2 else torch.baddbmm
 
+    # The square of the first direction would hide those of the others in float32.
+    along = sum(end.double().mT @ end.double() for end in ends)
+    squares, axes = (found.to(finer) for found in torch.linalg.eigh(along))  # rising
+    found_all = basis.shape[-1] == columns
+    apart = (found_all | (squares > STANDS_OUT**2 * squares[..., :1])).to(finer)
+
+    def of_axes(shares: Tensor) -> Tensor:  # the map from the ends to D's columns, each axis with its share
+        return (axes * (apart * shares)[..., None, :]) @ axes.mT @ basis.mT
+
+    less = of_axes(torch.ones_like(squares))
+
     def parted(block: Tensor, end: Tensor) -> Tensor:  # the rest of the block, and beside it its ends
         rows = block.shape[-2]
         parts = beside[..., :rows, :]
-        parts[..., :columns] = add_product(block.to(finer), end, basis.mT, alpha=-1, out=room[..., :rows, :])
+        parts[..., :columns] = add_product(block.to(finer), end, less, alpha=-1, out=room[..., :rows, :])
         parts[..., columns:] = end
         return parts
 
-    # The square of the first direction would hide those of the others in float32.
-    along = sum(end.double().mT @ end.double() for end in ends)
     only = [parted(blocks[0], ends[0])] if len(blocks) == 1 else []  # of many blocks the parts would be a copy of D
     rests = (parts[..., :columns] for parts in only or map(parted, blocks, ends))
     gram = sum(symmetric_product(rest.mT, rest).to(finer) for rest in rests)
-    damping = (knee**2 * (trace(along).to(finer) + trace(gram))).clamp_min(torch.finfo(finer).tiny)
+    damping = (knee**2 * ((apart * squares).sum(-1)[..., None, None] + trace(gram))).clamp_min(torch.finfo(finer).tiny)
     steepest = prod(a for a, _, _ in quintics)
     bound = torch.maximum(torch.linalg.matrix_norm(gram, keepdim=True), steepest**2 * damping).sqrt()
     turn = flattening((gram / bound**2).to(coarser), quintics)
-    turn *= basis.shape[-1] < columns  # where all directions are set apart, the rest is rounding
-    squares, vectors = (found.to(finer) for found in torch.linalg.eigh(along))
-    damped = (squares.clamp_min(0) + damping[..., 0]).sqrt()
-    lead = bound * (vectors / damped[..., None, :] @ vectors.mT) @ basis.mT
+    turn *= not found_all  # else the rest is rounding
+    lead = bound * of_axes((squares.clamp_min(0) + damping[..., 0]).rsqrt())
     turns = torch.cat([turn, lead.to(coarser)], dim=-2)
     forward = square = 0.0
     for block, parts in zip(blocks, only or map(parted, blocks, ends)):
