@@ -70,6 +70,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "nesterov": predictor("nesterov", gain=1.0, momentum=0.5, fade=0.5, fade_from=0.5),
     "spectral": predictor("spectral", gain=2.0, momentum=0.6, fade=0.7, fade_from=0.6, vector_gain=1.4),
     "spectral_bf16": predictor("spectral", precision="bf16", embeddings=False, iterations=2, least=0.05),
+    "spectral_leading": predictor("spectral", leading=1),
     "over_muon": predictor("nesterov", gain=0.7, momentum=0.3)
     | dict(optimizer=dict(name="muon", lr=0.01, lr_matrices=0.004)),
     "moments_decay": KEEP | dict(moments="decay"),

@@ -49,8 +49,7 @@ def orthogonalize(
     # The square of the first direction would hide those of the others in float32.
     along = sum(end.double().mT @ end.double() for end in ends)
     squares, axes = (found.to(finer) for found in torch.linalg.eigh(along))  # rising
-    found_all = basis.shape[-1] == columns
-    apart = (found_all | (squares > STANDS_OUT**2 * squares[..., :1])).to(finer)
+    apart = (squares > STANDS_OUT**2 * squares[..., :1]).to(finer)
 
     def of_axes(shares: Tensor) -> Tensor:  # the map from the ends to D's columns, each axis with its share
         return (axes * (apart * shares)[..., None, :]) @ axes.mT @ basis.mT
@@ -71,7 +70,6 @@ def orthogonalize(
     steepest = prod(a for a, _, _ in quintics)
     bound = torch.maximum(torch.linalg.matrix_norm(gram, keepdim=True), steepest**2 * damping).sqrt()
     turn = flattening((gram / bound**2).to(coarser), quintics)
-    turn *= not found_all  # else the rest is rounding
     lead = bound * of_axes((squares.clamp_min(0) + damping[..., 0]).rsqrt())
     turns = torch.cat([turn, lead.to(coarser)], dim=-2)
     forward = square = 0.0

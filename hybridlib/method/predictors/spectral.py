@@ -12,6 +12,7 @@ from hybridlib.method.settings import Momentum, Natural, Precision, Share, Small
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MOST_BF16 = 3  # iterations
+COLUMNS_A_DIRECTION = 16  # with fewer, to find the leading directions first costs more than it is worth
 BLOCK_ELEMENTS = 5 << 20  # of a table that is moved some rows at a time
 
 
@@ -32,7 +33,8 @@ class Spectral(Nesterov):
         fade_from: the share of the run from which it goes, 0 to below 1.
         iterations: of Newton-Schulz, each with its best quintic; with 0 nothing is orthogonalized, "bf16" bears 3.
         least: the smallest singular value, as a share of a bound on the largest, that is to end near one; in (0, 1).
-        leading: how many singular directions are found first, and orthogonalized exactly.
+        leading: how many singular directions are found first, so that those that stand out are orthogonalized exactly;
+            none are of a matrix with fewer than 16 columns or rows for each.
         knee: where singular values begin to fall, as a share of the Frobenius norm, in (0, 1).
         precision: of the products, "fp32" or "bf16"; with "fp32" those of float64 weights are in float64.
         embeddings: whether tables of token embeddings are orthogonalized.
@@ -92,7 +94,8 @@ class Spectral(Nesterov):
         return found
 
     def _orthogonalize(self, blocks: list[Tensor]) -> Tensor:
-        return orthogonalize(blocks, self.quintics, self.dtype, self.leading, self.knee)
+        enough = blocks[0].shape[-1] >= COLUMNS_A_DIRECTION * self.leading
+        return orthogonalize(blocks, self.quintics, self.dtype, self.leading if enough else 0, self.knee)
 
     def is_linear(self, name: str, weight: Tensor) -> bool:
         """Return whether the parameter `name`, `weight`, is orthogonalized: as the user says, else by axes and name."""
