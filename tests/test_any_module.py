@@ -282,13 +282,15 @@ def test_a_scheduler_steps_with_the_trainer_without_a_warning() -> None:
             rate.step()
 
 
-def test_gradients_are_clipped_by_a_hook_of_the_wrapped_optimizer() -> None:
-    """Hybrid steps and the plain loop clip alike; what is recorded is the norm before."""
+@pytest.mark.parametrize("by_hook", [True, False])
+def test_gradients_are_clipped_by_the_trainer_or_by_a_hook_as_in_the_plain_loop(by_hook: bool) -> None:
+    """What is recorded is the norm before."""
     looped, trained, norms = make(), make(), []
     plainly, inner = (torch.optim.SGD(model.parameters(), lr=0.05) for model in (looped, trained))
-    inner.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(trained.parameters(), 0.1) and None)
+    if by_hook:
+        inner.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(trained.parameters(), 0.1) and None)
     optimizer = HybridOptimizer(inner, trained.named_parameters(), PhaseSchedule(3, 10, 0, 0, 20), Linear())
-    records = go(HybridTrainer(optimizer, Objective(trained, loss_of)), 20)
+    records = go(HybridTrainer(optimizer, Objective(trained, loss_of), clip_norm=None if by_hook else 0.1), 20)
     for at in range(20):
         plainly.zero_grad()
         loss_of(looped, batch(at)).backward()

@@ -57,6 +57,8 @@ FEATURES: dict[str, dict[str, Any]] = {
     "plain_accumulation": PLAIN | dict(accumulation=2),
     "plain_average": PLAIN | dict(read_out_steps=6),
     "adam_scheduled": PLAIN | dict(optimizer=dict(lr=3e-3, lr_warmup_steps=9, lr_decay=0.5, beta1=0.8, beta2=0.95)),
+    "adamw": PLAIN | dict(optimizer=dict(lr=3e-3, weight_decay=0.1), clip_norm=0.8),
+    "soap": PLAIN | dict(optimizer=dict(name="soap", lr=3e-3, turn_every=3), clip_norm=0.8),
     "muon": PLAIN | dict(optimizer=dict(name="muon", lr=0.01, lr_matrices=0.004, lr_warmup_steps=5, lr_decay=0.4)),
     "schedule_free": PLAIN | dict(optimizer=dict(name="schedule_free", lr=4e-3, lr_warmup_steps=10)),
     "lookahead": PLAIN | dict(optimizer=dict(name="lookahead", lr=3e-3, slow_every=4)),

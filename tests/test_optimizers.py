@@ -14,7 +14,7 @@ from hybridlib.training.loss import loss_fn
 from hybridlib.training.models import build
 from hybridlib.training.optimizers import WeightAverage, make_optimizer, set_learning_rate
 
-NAMES = ["adam", "muon", "schedule_free", "lookahead"]
+NAMES = ["adam", "muon", "soap", "schedule_free", "lookahead"]
 SIZES = Model(n_layer=1, n_head=2, n_embd=16, block_size=16, vocab_size=32)
 
 
@@ -73,6 +73,14 @@ def test_adam_here_is_torchs_adam() -> None:
     ours, plain = build(SIZES, 1), build(SIZES, 1)
     take(ours, make_optimizer(OptimizerSettings(), ours), range(5), OptimizerSettings())
     take(plain, torch.optim.Adam(plain.parameters(), lr=6e-4, fused=True), range(5))
+    assert same(weights(ours), weights(plain))
+
+
+def test_adam_with_weight_decay_is_torchs_adamw() -> None:
+    ours, plain = build(SIZES, 1), build(SIZES, 1)
+    settings = OptimizerSettings(weight_decay=0.3)
+    take(ours, make_optimizer(settings, ours), range(5), settings)
+    take(plain, torch.optim.AdamW(plain.parameters(), lr=6e-4, weight_decay=0.3, fused=True), range(5))
     assert same(weights(ours), weights(plain))
 
 

@@ -80,13 +80,17 @@ class OptimizerSettings(Strict):
     """Adam at a constant learning rate and without weight decay, or a peer.
 
     `lr` is the learning rate after `lr_warmup_steps` steps of linear warm-up; over the last share `lr_decay` of the
-    nominal steps it falls to zero. `lr_matrices` is Muon's rate for matrices, by default `lr`; `slow_every` and
-    `slow_share` are Lookahead's k and alpha; `beta1`, `beta2` and `eps` are Adam's.
+    nominal steps it falls to zero. `beta1`, `beta2` and `eps` are Adam's, and SOAP's; `weight_decay` is decoupled from
+    the gradient, so that Adam with it is AdamW. Muon has the rate `lr_matrices`, by default `lr`, and `momentum` for
+    matrices; `slow_every` and `slow_share` are Lookahead's k and alpha; SOAP turns its bases every `turn_every` steps.
     """
 
-    name: Literal["adam", "muon", "schedule_free", "lookahead"] = "adam"
+    name: Literal["adam", "muon", "soap", "schedule_free", "lookahead"] = "adam"
     lr: float = Field(default=6e-4, gt=0)
     lr_matrices: float | None = Field(default=None, gt=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    turn_every: int = Field(default=10, ge=1)
+    weight_decay: float = Field(default=0.0, ge=0)
     lr_warmup_steps: int = Field(default=0, ge=0)
     lr_decay: float = Field(default=0.0, ge=0, le=1)
     slow_every: int = Field(default=5, ge=1)
@@ -97,7 +101,8 @@ class OptimizerSettings(Strict):
 
     @model_validator(mode="after")
     def _settings_belong_to_the_name(self) -> Self:
-        return self.refuse_idle("name", dict(muon=("lr_matrices",), lookahead=("slow_every", "slow_share")))
+        owned = dict(muon=("lr_matrices", "momentum"), soap=("turn_every",), lookahead=("slow_every", "slow_share"))
+        return self.refuse_idle("name", owned)
 
 
 class Guards(Strict):
@@ -139,7 +144,8 @@ class Arm(Strict):
 
     `about` describes it and `role` says what it is compared as. Plain training has neither `schedule` nor `predictor`.
     A batch is split into `accumulation` micro-batches. `memory: offload` takes the optimizer's state off the device in
-    Predict; `moments` says what becomes of it at a jump. `compile` uses torch.compile, off the clock. A run is judged
+    Predict; `moments` says what becomes of it at a jump. Gradients whose norm is above `clip_norm` are scaled down to
+    it. `compile` uses torch.compile, off the clock. A run is judged
     by the mean of its weights over the last `read_out_steps` computed steps. It goes on to at most `extend` times its
     nominal steps until it reaches its baseline's final loss. `steps`, `batch_size` and `seq_len` override the study's.
     """
@@ -153,6 +159,7 @@ class Arm(Strict):
     accumulation: int = Field(default=1, ge=1)
     memory: Literal["keep", "offload"] = "keep"
     moments: Literal["keep", "decay", "reset"] = "keep"
+    clip_norm: float | None = Field(default=None, gt=0)
     compile: bool = False
     read_out_steps: int = Field(default=1, ge=1)
     guards: Guards = Guards()

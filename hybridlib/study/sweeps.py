@@ -6,7 +6,7 @@
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError, model_validator
 
@@ -16,6 +16,7 @@ from hybridlib.study.parameters import PARAMS, ParameterError, read_yaml, refusa
 from hybridlib.study.run import Run
 from hybridlib.study.schema import Seeds, Study
 
+Question = TypeVar("Question", bound=Strict)
 EVAL_EVERY = 50  # steps: evaluation is off the clock, but not free
 
 
@@ -65,14 +66,19 @@ def path(study: Study) -> Path:
 
 def sweeps(study: Study) -> dict[str, Sweep]:
     """Return every sweep around `study` by name, none without a file. Raises `ParameterError` for a bad one."""
-    file, found = path(study), {}
+    return questions(path(study), Sweep)
+
+
+def questions(file: Path, kind: type[Question]) -> dict[str, Question]:
+    """Return what `file` asks, each of this `kind`, by name; nothing without a file. Raises `ParameterError`."""
+    found = {}
     for name, given in read_yaml(file).items() if file.exists() else ():
         try:
-            found[name] = Sweep(**given)
+            found[name] = kind(**given)
         except ValidationError as error:
             raise refusal(file, error, name) from None
         except TypeError:
-            raise ParameterError(f"{file}: {name}: {given!r}: must map a sweep's keys to their values") from None
+            raise ParameterError(f"{file}: {name}: {given!r}: must map a {kind.__name__.lower()}'s keys") from None
     return found
 
 
@@ -86,17 +92,25 @@ def runs(study: Study, name: str, sweep: Sweep) -> list[Run]:
         for trial, varied in sweep.trials().items():
             settings = dict(varied)
             arm, data = settings.pop("arm", sweep.arm), sweep.data or study.judged
+            names = dict(study=f"{study.study}/research/{name}", arm=trial, about=sweep.about)
             try:
-                given = study.run(arm, data, seed).model_dump() | dict(extend=1.0, threads=1, eval_every=EVAL_EVERY)
-                given |= dict(study=f"{study.study}/research/{name}", arm=trial, about=sweep.about)
-                for place, value in settings.items():
-                    put(given, place.split("."), value)
-                found.append(Run(**given))
+                found.append(changed(study.run(arm, data, seed), settings, **names))
             except ValidationError as error:
                 raise refusal(path(study), error, f"{name}: {trial}") from None
             except ValueError as error:
                 raise ParameterError(f"{path(study)}: {name}: {trial}: {error}") from None
     return found
+
+
+def changed(run: Run, settings: dict[str, Any], **names: str) -> Run:
+    """Return `run` as a trial on one thread, with `settings` by their dotted paths, and `names` in place of its own.
+
+    Raises `ValueError`, of which `ValidationError` is one, for a setting that no run has, or that does not fit.
+    """
+    given = run.model_dump() | dict(extend=1.0, threads=1, eval_every=EVAL_EVERY) | names
+    for place, value in settings.items():
+        put(given, place.split("."), value)
+    return Run(**given)
 
 
 def trials(study: Study) -> list[Run]:

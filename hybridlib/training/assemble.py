@@ -111,4 +111,5 @@ def make_trainer(
         offload=OptimizerOffload(optimizer) if run.memory == "offload" else None,
         meter=meter,
         average=average,
+        clip_norm=run.clip_norm,
     )

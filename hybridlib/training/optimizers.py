@@ -57,28 +57,35 @@ def make_optimizer(settings: OptimizerSettings, model: nn.Module) -> torch.optim
     """Return the optimizer that `settings` describe over all parameters of `model`.
 
     `muon` (Jordan et al. 2024) updates the weight matrices at rate `lr_matrices`, its updates scaled to Adam's root
-    mean square, and Adam the rest. `schedule_free` is Defazio et al. 2024, `lookahead` Zhang et al. 2019, over Adam.
+    mean square, and Adam the rest. `soap` is Vyas et al. 2024, Adam in Shampoo's eigenbases; a side of more than 10 000
+    elements is not turned. `schedule_free` is Defazio et al. 2024, `lookahead` Zhang et al. 2019, over Adam. Weight
+    decay is that of Loshchilov and Hutter 2019, on every parameter.
     """
-    betas = settings.beta1, settings.beta2
+    rates = dict(lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps)
+    rates |= dict(weight_decay=settings.weight_decay)
 
     def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
+        return torch.optim.Adam(parameters, **rates, decoupled_weight_decay=True, fused=True)
 
     every = list(model.parameters())
     match settings.name:
         case "muon":
             matrices = [weight for name, weight in model.named_parameters() if is_matrix(name, weight)]
             others = [weight for name, weight in model.named_parameters() if not is_matrix(name, weight)]
-            lr = settings.lr_matrices or settings.lr
-            muon = torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+            own = dict(lr=settings.lr_matrices or settings.lr, momentum=settings.momentum)
+            decay = settings.weight_decay
+            muon = torch.optim.Muon(matrices, **own, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
             return CombinedOptimizer(muon, adam(others))
         case "schedule_free":
-            options = dict(lr=settings.lr, betas=betas, eps=settings.eps, warmup_steps=settings.lr_warmup_steps)
-            optimizer = AdamWScheduleFree(every, **options)
+            optimizer = AdamWScheduleFree(every, **rates, warmup_steps=settings.lr_warmup_steps)
             optimizer.train()
             return optimizer
+        case "soap":
+            from pytorch_optimizer import SOAP  # here, because its hundred others take two seconds to load
+
+            return SOAP(every, **rates, precondition_frequency=settings.turn_every)
         case "lookahead":
-            from pytorch_optimizer import Lookahead  # here, because its hundred others take two seconds to load
+            from pytorch_optimizer import Lookahead
 
             return Lookahead(adam(every), k=settings.slow_every, alpha=settings.slow_share)
     return adam(every)

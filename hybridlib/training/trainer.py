@@ -34,6 +34,7 @@ class HybridTrainer:
         offload: moves the optimizer's state off the device in Predict; None leaves it there.
         meter: measures the time and the peak memory of steps.
         average: follows the weights after computed steps; by default it keeps nothing.
+        clip_norm: above 0; gradients with a larger norm are scaled down to it before they move the weights.
     """
 
     def __init__(
@@ -47,11 +48,12 @@ class HybridTrainer:
         offload: OptimizerOffload | None = None,
         meter: Meter | None = None,
         average: WeightAverage | None = None,
+        clip_norm: float | None = None,
     ) -> None:
         self.optimizer, self.objective, self.offload = optimizer, objective, offload
         self.monitor, self.snapshots = monitor or DivergenceMonitor(), snapshots or Snapshots()
         self.meter, self.snapshot_every = meter or Meter(objective.device), snapshot_every
-        self.average = average or WeightAverage()
+        self.average, self.clip_norm = average or WeightAverage(), clip_norm
         self.tokens_trained = 0
         self.last_snapshot_step = -snapshot_every
         self._coasting: list[PhaseState] = []  # the steps of Predict that its jump has taken already
@@ -141,6 +143,9 @@ class HybridTrainer:
             self.last_snapshot_step = self.state.step
             self.snapshots.save(before)
             events.append("checkpoint")
+        if self.clip_norm is not None:
+            weights = [weight for _, weight in self.optimizer.parameters]
+            torch.nn.utils.clip_grads_with_norm_(weights, self.clip_norm, torch.tensor(grad_norm))
         self.optimizer.update()
         self.optimizer.zero_grad(set_to_none=True)
         return loss, grad_norm

@@ -1,0 +1,107 @@
+"""Tune arms on pilot seeds: `python -m hybridlib.training.tuning`, for the searches of `params/tuning/<study>.yaml`.
+
+The first trials of a search are a Sobol sequence, so that they are spread evenly; each other one is proposed from the
+trials before it by Optuna's tree-structured Parzen estimator (Bergstra et al. 2011, "Algorithms for hyper-parameter
+optimization", section 4). A trial's seeds are trained side by side, each on one thread. What a search proposes depends
+on its table alone, so one that was stopped goes on as if it had not been.
+"""
+
+import argparse
+import math
+import shutil
+import sys
+from typing import Any
+
+import optuna
+import pandas as pd
+from scipy.stats.qmc import Sobol
+
+from hybridlib.study import progress
+from hybridlib.study.parameters import ParameterError, load_study
+from hybridlib.study.progress_line import replace_unknown_characters
+from hybridlib.study.records import RunFolder
+from hybridlib.study.schema import Study
+from hybridlib.study.searches import Range, Search, at_an_edge, best, path, searches, table, trial, tried
+from hybridlib.study.storage import write_atomically
+from hybridlib.training.trials import train_side_by_side
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command with the arguments `argv`, by default the process's; 1 where a best setting lies at an edge."""
+    parser = argparse.ArgumentParser(prog="python -m hybridlib.training.tuning", description=__doc__.split("\n")[0])
+    parser.add_argument("--study", default="cpu", metavar="NAME")
+    parser.add_argument("--searches", nargs="+", default=[], metavar="SEARCH", help="these alone")
+    parser.add_argument("--trials", type=int, help="stop a search after so many, in all")
+    args = parser.parse_args(argv)
+    replace_unknown_characters()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = load_study(args.study)
+        asked = searches(study)
+        if unknown := sorted(set(args.searches) - set(asked)):
+            raise ParameterError(f"{path(study)}: no search {unknown[0]!r}; there are {', '.join(asked)}")
+        edges = [
+            f"{path(study)}: {name}: {said}"
+            for name in args.searches or asked
+            for said in tune(study, name, asked[name], args.trials or asked[name].trials)
+        ]
+    except ValueError as error:  # ParameterError is one
+        print(error, file=sys.stderr)
+        return 2
+    print("\n".join(edges), file=sys.stderr, end="\n" * bool(edges))
+    return 1 if edges else 0
+
+
+def tune(study: Study, name: str, search: Search, trials: int) -> list[str]:
+    """Go on with the `search` of `study`, called `name`, up to `trials`; return where its best lies at an edge.
+
+    Raises `RuntimeError` where a run could not be trained.
+    """
+    while len(rows := tried(study, name, search)) < trials:
+        point = propose(search, rows)
+        runs = trial(study, name, search, len(rows), point)
+        if train_side_by_side([run for run in runs if progress.run_state(run) != "complete"], len(runs)):
+            raise RuntimeError(f"{name}: a run of trial {len(rows)} failed; its settings are {point}")
+        losses = {f"loss_{run.seed}": loss_of(RunFolder(progress.run_folder(run)).facts) for run in runs}
+        row = pd.DataFrame([dict(trial=len(rows)) | point | losses])
+        kept = rows.drop(columns="loss")
+        write_atomically(table(study, name), (pd.concat([kept, row]) if len(kept) else row).to_csv(index=False))
+        shutil.rmtree(progress.run_folder(runs[0]).parents[1])  # the row is what is kept of it
+        print(
+            f"{name}: trial {len(rows) + 1} of {trials}: {sum(losses.values()) / len(losses):.4f} at {point}",
+            flush=True,
+        )
+    found = best(rows, search)
+    print(f"{name}: best {rows.loss.min():.4f} at {found}")
+    return at_an_edge(found, search)
+
+
+def loss_of(facts: dict[str, Any]) -> float:
+    """Return the held-out loss in nats of the run with these `facts`; if it learnt nothing, an untrained model's."""
+    nothing, loss = math.log(facts["parameters"]["model"]["vocab_size"]), facts["summary"]["held_out_loss"]
+    return min(loss, nothing) if math.isfinite(loss) else nothing
+
+
+def propose(search: Search, rows: pd.DataFrame) -> dict[str, int | float]:
+    """Return the settings of the next trial of `search` after `rows`, a function of these two alone."""
+    if len(rows) < search.start:
+        shares = Sobol(len(search.ranges), seed=0).random(search.start)[len(rows)]
+        return {place: span.at(share) for (place, span), share in zip(search.ranges.items(), shares)}
+    spans = {place: distribution(span) for place, span in search.ranges.items()}
+    sampler = optuna.samplers.TPESampler(seed=len(rows), n_startup_trials=0, multivariate=True)
+    so_far = optuna.create_study(sampler=sampler)
+    for _, row in rows.iterrows():
+        point = {place: span.rounded(row[place]) for place, span in search.ranges.items()}
+        so_far.add_trial(optuna.create_trial(params=point, distributions=spans, value=row.loss))
+    proposed = so_far.ask(spans).params
+    return {place: span.rounded(proposed[place]) for place, span in search.ranges.items()}
+
+
+def distribution(span: Range) -> optuna.distributions.BaseDistribution:
+    """Return `span` as Optuna has it."""
+    kind = optuna.distributions.IntDistribution if span.whole else optuna.distributions.FloatDistribution
+    return kind(span.low, span.high, log=span.log)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
