@@ -63,6 +63,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "schedule_free": PLAIN | dict(optimizer=dict(name="schedule_free", lr=4e-3, lr_warmup_steps=10)),
     "lookahead": PLAIN | dict(optimizer=dict(name="lookahead", lr=3e-3, slow_every=4)),
     "hold": predictor("hold"),
+    "ema_nesterov": predictor("ema_nesterov", reach=2.0),
     "sham": predictor("sham", gain=0.5),
     "linear": predictor("linear", gain=0.5),
     "drift": predictor("drift", window=5, gain=0.5),

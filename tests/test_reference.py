@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridlib import HybridOptimizer, PhaseSchedule, Spectral
+from hybridlib.method.predictors.ema_nesterov import EmaNesterov
 
 WARMUP, FULL, PREDICT, CORRECT, TOTAL = 3, 4, 6, 2, 50
 GAIN, MOMENTUM, FADE, FADE_FROM, VECTOR_GAIN = 1.3, 0.6, 0.7, 0.4, 0.8
@@ -132,6 +133,41 @@ def test_the_comparison_sees_every_part_of_the_algorithm(change: dict[str, Any])
     lengths = (WARMUP, FULL, PREDICT, CORRECT, TOTAL)
     wanted, found = reference(lengths)[TOTAL], trained(lengths, **change)[TOTAL]
     assert max((found[name] - weight).abs().max() for name, weight in wanted.items()) > 1e-4
+
+
+def test_a_look_ahead_at_every_step_is_the_algorithm() -> None:
+    steps, reach, decay = 30, 2.0, 0.8
+    plain, model = make(), make()
+    adam, weights, average = torch.optim.Adam(plain.parameters(), lr=0.02), list(plain.parameters()), []
+    for step in range(steps):
+        here = [w.detach().clone() for w in weights]
+        if 0.2 <= step / steps < 0.7:
+            for w, m in zip(weights, average):
+                w.data += reach * m
+        gradients(plain, step)
+        for w, value in zip(weights, here):
+            w.data = value.clone()
+        adam.step()
+        moved = [w.detach() - value for w, value in zip(weights, here)]
+        average = [decay * m + (1 - decay) * d for m, d in zip(average, moved)] or [
+            torch.zeros_like(w) for w in weights
+        ]
+    optimizer = HybridOptimizer(
+        torch.optim.Adam(model.parameters(), lr=0.02),
+        model.named_parameters(),
+        PhaseSchedule(3, 10, 0, 0, steps),
+        EmaNesterov(reach, decay, begin=0.2, until=0.7),
+    )
+    for step in range(steps):
+        before = [w.detach().clone() for w in model.parameters()]
+        with optimizer.looking_ahead():
+            moved = any(not torch.equal(w, value) for w, value in zip(model.parameters(), before))
+            gradients(model, step)
+        assert moved == (0.2 <= step / steps < 0.7)
+        assert all(torch.equal(w, value) for w, value in zip(model.parameters(), before)), "back, bit for bit"
+        optimizer.step()
+    for ours, wanted in zip(model.parameters(), weights):
+        torch.testing.assert_close(ours, wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_the_last_predict_is_shortened_so_that_its_correct_ends_the_run() -> None:

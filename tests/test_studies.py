@@ -91,7 +91,7 @@ def test_hybrids_phases_are_in_the_briefs_bands(name):
         ("seeds", [42, -1], ["seeds.1", "-1", "greater than or equal to 0"]),
         ("study", "../elsewhere", ["study", "../elsewhere"]),
         ("pilot_seeds", [42], ["[42]", "pilot"]),
-        ("arms.hybrid.schedule.predict", 0, ["arms.hybrid.schedule.predict", "0", "greater than or equal to 1"]),
+        ("arms.hybrid.schedule.predict", -1, ["arms.hybrid.schedule.predict", "-1", "greater than or equal to 0"]),
         ("arms.hybrid.schedule.warmup", 60, ["arms.hybrid", "schedule.warmup 60", "60 steps"]),
         ("arms.hybrid.predictor.name", "oracle", ["arms.hybrid.predictor", "'oracle'", "spectral"]),
         ("arms.hybrid.predictor.gian", 1.0, ["arms.hybrid.predictor", "gian", "gain"]),

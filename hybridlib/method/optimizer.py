@@ -1,6 +1,7 @@
 """The method as an optimizer: it wraps another one, takes its steps, and predicts those that the schedule says."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -58,8 +59,7 @@ class HybridOptimizer(WrappingOptimizer):
         super().__init__(optimizer)
         self.schedule, self.predictor = schedule, predictor
         self.moments, self.gate = moments, JumpGate(jump_margin_nats)
-        self.position, self.computed_steps = schedule.start(), 0
-        self.may_undo = False
+        self.position, self.computed_steps, self.may_undo = schedule.start(), 0, False
         predictor.orthogonalizes = is_matrix or predictor.orthogonalizes
         self._predicted = PredictedParameters(self, named_parameters, named_buffers, predictor)
 
@@ -110,6 +110,13 @@ class HybridOptimizer(WrappingOptimizer):
             if self.phase is Phase.PREDICT:
                 self.jump()
         return found
+
+    def looking_ahead(self) -> AbstractContextManager[None]:
+        """Return a block to compute gradients in, for a predictor that looks ahead at every step; else it does nothing.
+
+        In the block the weights are where the predictor wants the gradient; after it they are back, bit for bit.
+        """
+        return self._predicted.ahead_of(self.phase, (self.position.step - 1) / self.schedule.total)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -200,14 +207,9 @@ class HybridOptimizer(WrappingOptimizer):
         stored = dict(predictor=self.predictor.state_dict(), before_jump=before)
         if materialize:
             stored = {key: {name: tensor.read() for name, tensor in kept.items()} for key, kept in stored.items()}
-        return dict(
-            position=self.position.packed(),
-            may_undo=self.may_undo,
-            computed_steps=self.computed_steps,
-            losses=list(self.gate.losses),
-            path=self._predicted.path and list(self._predicted.path),
-            **stored,
-        )
+        counts = dict(position=self.position.packed(), may_undo=self.may_undo, computed_steps=self.computed_steps)
+        path = self._predicted.path and list(self._predicted.path)
+        return dict(**counts, losses=list(self.gate.losses), path=path, **stored)
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         self.position, self.computed_steps = PhaseState.unpacked(extra["position"]), extra["computed_steps"]

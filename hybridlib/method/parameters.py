@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -68,6 +69,24 @@ class PredictedParameters:
             if phase in (Phase.FULL, Phase.PREDICT):
                 self.predictor.start(weights)
         return weights
+
+    @contextmanager
+    def ahead_of(self, phase: Phase, progress: float) -> Iterator[None]:
+        """While the block runs, let the weights be where the predictor wants the gradient of a step in `phase`.
+
+        `progress` is the share of the run's nominal steps taken so far. Afterwards they are back, bit for bit.
+        """
+        if type(self.predictor).before_gradient is Predictor.before_gradient:
+            yield
+            return
+        weights = self.followed(phase)
+        before = [weight.detach().clone() for _, weight in weights]
+        self.predictor.before_gradient(weights, progress)
+        try:
+            yield
+        finally:
+            for (_, weight), value in zip(weights, before):
+                weight.detach().copy_(value)
 
     def keep(self) -> None:
         """Keep what a jump is about to change."""

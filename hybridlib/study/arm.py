@@ -41,12 +41,13 @@ class Strict(BaseModel):
 class Schedule(Strict):
     """Lengths of the phases in nominal steps: `warmup` once, then cycles of `full`, `predict`, `correct`.
 
-    No Predict begins after the share `until` of the run.
+    With `predict` 0 nothing is skipped: that is for a predictor that looks ahead at every step. No Predict begins after
+    the share `until` of the run.
     """
 
     warmup: int = Field(default=10, ge=0)
     full: int = Field(ge=1)
-    predict: int = Field(ge=1)
+    predict: int = Field(ge=0)
     correct: int = Field(ge=1)
     until: float = Field(default=1.0, gt=0, le=1)
 

@@ -117,7 +117,8 @@ class HybridTrainer:
         due = calm and self.state.step - self.last_snapshot_step >= self.snapshot_every
         before = self.state_dict() if due else None
         buffers = [buffer.clone() for _, buffer in self.objective.buffers]
-        loss, halved = self.objective.backward_within_memory(batch, self.optimizer.zero_grad)
+        with self.optimizer.looking_ahead():
+            loss, halved = self.objective.backward_within_memory(batch, self.optimizer.zero_grad)
         loss, grad_norm = mean_over_ranks(loss), norm_of_gradients(self.optimizer.parameters)
         events += ["halved"] * halved
         self.tokens_trained += first_tensor(batch).numel()

@@ -45,6 +45,12 @@ class Predictor(ABC):
     def start(self, weights: Weights) -> None:
         """Remember what is needed of `weights`: a Full phase begins, and its first step is about to be taken."""
 
+    def before_gradient(self, weights: Weights, progress: float) -> None:
+        """Move `weights` in place to where the next gradient is to be computed; they are put back before the step.
+
+        `progress` is as for `predict`. By default the gradient is computed where the weights are.
+        """
+
     def observe(self, weights: Weights) -> None:
         """Take in `weights` after a computed step."""
 
