@@ -93,7 +93,7 @@ def searches(study: Study) -> dict[str, Search]:
 
 
 def trial(study: Study, name: str, search: Search, number: int, point: dict[str, Any]) -> list[Run]:
-    """Return the runs of the trial `number` of `search`, called `name`, at the settings `point`: one a seed.
+    """Return the runs of the trial `number` of `search`, called `name` in `study`, at the settings `point`: one a seed.
 
     Raises `ParameterError` for a setting that no run has, or that does not fit.
     """
@@ -109,12 +109,15 @@ def trial(study: Study, name: str, search: Search, number: int, point: dict[str,
 
 
 def table(study: Study, name: str) -> Path:
-    """Return the file of the trials of the search `name`."""
+    """Return the file of the trials of the search `name` of `study`."""
     return parameters.OUTPUTS / study.study / "tuning" / f"{name}.csv"
 
 
 def tried(study: Study, name: str, search: Search) -> pd.DataFrame:
-    """Return the trials of the search `name` so far: `trial`, the settings, `loss_<seed>`, and their mean `loss`."""
+    """Return the trials so far of `search`, called `name` in `study`.
+
+    Columns `trial`, the settings, `loss_<seed>`, and their mean `loss`.
+    """
     losses = [f"loss_{seed}" for seed in search.seeds]
     file = table(study, name)
     found = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["trial", *search.ranges, *losses])
@@ -122,13 +125,13 @@ def tried(study: Study, name: str, search: Search) -> pd.DataFrame:
 
 
 def best(trials: pd.DataFrame, search: Search) -> dict[str, int | float]:
-    """Return the settings of the best of `trials`, as `tried` returns them."""
+    """Return the settings of the best of `trials`, which `tried` returned for `search`."""
     row = trials.loc[trials.loss.idxmin()]
     return {place: span.rounded(row[place]) for place, span in search.ranges.items()}
 
 
 def at_an_edge(point: dict[str, int | float], search: Search) -> list[str]:
-    """Say of each setting of `point` that lies near an end of its range, and no limit, what is to be widened."""
+    """Say of each setting of `point` that lies near an end of its range in `search`, and no limit, what to widen."""
     said = []
     for place, value in point.items():
         span, share = search.ranges[place], search.ranges[place].share(value)

@@ -199,3 +199,16 @@ def sha256(path: Path, known: bytes) -> str:
         while piece := file.read(PIECE_BYTES):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of the generators that a step on `device` may draw from, as dropout does."""
+    state = dict(cpu=torch.get_rng_state())
+    return state | (dict(cuda=torch.cuda.get_rng_state(device)) if device.type == "cuda" else {})
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Put back `state`, as `random_state` returned it for `device`."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -13,7 +13,7 @@ from hybridlib.method.optimizer import HybridOptimizer
 from hybridlib.method.schedule import Phase, PhaseState
 from hybridlib.method.wrapping import mean_over_ranks
 from hybridlib.study.records import StepRecord
-from hybridlib.training.checkpoint import CheckpointFile, Snapshots, State
+from hybridlib.training.checkpoint import CheckpointFile, Snapshots, State, random_state, set_random_state
 from hybridlib.training.meter import MB, Meter, give_back
 from hybridlib.training.objective import Objective, first_tensor, norm_of_gradients
 from hybridlib.training.optimizers import WeightAverage
@@ -193,7 +193,7 @@ class HybridTrainer:
             optimizer=self.optimizer.state_dict(materialize=False),
             monitor=self.monitor.state_dict(),
             average=self.average.state_dict(),
-            random=_random_state(self.objective.device),
+            random=random_state(self.objective.device),
             counts={name: getattr(self, name) for name in ("tokens_trained", "last_snapshot_step")},
             accumulation=self.objective.accumulation,
         )
@@ -207,19 +207,7 @@ class HybridTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitor.load_state_dict(state["monitor"])
         self.average.load_state_dict(state["average"])
-        _set_random_state(state["random"], self.objective.device)
+        set_random_state(state["random"], self.objective.device)
         for name, value in state["counts"].items():
             setattr(self, name, value)
         self.objective.accumulation = state["accumulation"]
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the state of the generators that a step on `device` may draw from, as dropout does."""
-    state = dict(cpu=torch.get_rng_state())
-    return state | (dict(cuda=torch.cuda.get_rng_state(device)) if device.type == "cuda" else {})
-
-
-def _set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
