@@ -154,7 +154,7 @@ def test_results_json_has_the_contracts_keys_and_no_infinities(fake_study, monke
     text = (fake_study.folder / "results.json").read_text()
     assert "NaN" not in text and "Infinity" not in text
     content = json.loads(text)
-    assert list(content) == ["study", "commit", "device", "criteria", "arms"]
+    assert list(content) == ["study", "commit", "device", "numerics", "criteria", "arms"]
     assert list(content["criteria"]) == [*(f"C{i}" for i in range(1, 9)), "H1", "H2"]
     assert all(list(c) == ["verdict", "value", "low", "high", "unit", "p", "why"] for c in content["criteria"].values())
     hold = content["arms"]["text/hold"]

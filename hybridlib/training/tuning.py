@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 import pandas as pd
-from scipy.stats.qmc import Sobol
+from torch.quasirandom import SobolEngine
 
 from hybridlib.study import progress
 from hybridlib.study.parameters import ParameterError, load_study
@@ -85,7 +85,7 @@ def loss_of(facts: dict[str, Any]) -> float:
 def propose(search: Search, rows: pd.DataFrame) -> dict[str, int | float]:
     """Return the settings of the next trial of `search` after `rows`, a function of these two alone."""
     if len(rows) < search.start:
-        shares = Sobol(len(search.ranges), seed=0).random(search.start)[len(rows)]
+        shares = SobolEngine(len(search.ranges), scramble=True, seed=0).draw(search.start)[len(rows)].tolist()
         return {place: span.at(share) for (place, span), share in zip(search.ranges.items(), shares)}
     spans = {place: distribution(span) for place, span in search.ranges.items()}
     sampler = optuna.samplers.TPESampler(seed=len(rows), n_startup_trials=0, multivariate=True)
