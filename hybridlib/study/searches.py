@@ -5,6 +5,7 @@ all that the next trial depends on.
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,8 +127,12 @@ def tried(study: Study, name: str, search: Search) -> pd.DataFrame:
 
 def best(trials: pd.DataFrame, search: Search) -> dict[str, int | float]:
     """Return the settings of the best of `trials`, which `tried` returned for `search`."""
-    row = trials.loc[trials.loss.idxmin()]
-    return {place: span.rounded(row[place]) for place, span in search.ranges.items()}
+    return point_of(trials.loc[trials.loss.idxmin()], search)
+
+
+def point_of(values: Mapping[str, float], search: Search) -> dict[str, int | float]:
+    """Return the settings of `search` as they are tried, each from its place in `values`, as a row of a table has."""
+    return {place: span.rounded(values[place]) for place, span in search.ranges.items()}
 
 
 def at_an_edge(point: dict[str, int | float], search: Search) -> list[str]:

@@ -21,7 +21,7 @@ from hybridlib.study.parameters import ParameterError, load_study
 from hybridlib.study.progress_line import replace_unknown_characters
 from hybridlib.study.records import RunFolder
 from hybridlib.study.schema import Study
-from hybridlib.study.searches import Range, Search, at_an_edge, best, path, searches, table, trial, tried
+from hybridlib.study.searches import Range, Search, at_an_edge, best, path, point_of, searches, table, trial, tried
 from hybridlib.study.storage import write_atomically
 from hybridlib.training.trials import train_side_by_side
 
@@ -91,10 +91,8 @@ def propose(search: Search, rows: pd.DataFrame) -> dict[str, int | float]:
     sampler = optuna.samplers.TPESampler(seed=len(rows), n_startup_trials=0, multivariate=True)
     so_far = optuna.create_study(sampler=sampler)
     for _, row in rows.iterrows():
-        point = {place: span.rounded(row[place]) for place, span in search.ranges.items()}
-        so_far.add_trial(optuna.create_trial(params=point, distributions=spans, value=row.loss))
-    proposed = so_far.ask(spans).params
-    return {place: span.rounded(proposed[place]) for place, span in search.ranges.items()}
+        so_far.add_trial(optuna.create_trial(params=point_of(row, search), distributions=spans, value=row.loss))
+    return point_of(so_far.ask(spans).params, search)
 
 
 def distribution(span: Range) -> optuna.distributions.BaseDistribution:
