@@ -55,9 +55,14 @@ def test_no_gradient_is_kept_where_none_is_wanted() -> None:
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_added_in_place_the_gradients_of_micro_batches_sum_to_autograds(precision: torch.dtype) -> None:
+@pytest.mark.parametrize("sequences", [1, 3])  # 9 or 27 tokens: the table's gradient waits as factors, or as a sum
+def test_added_in_place_the_gradients_of_micro_batches_sum_to_autograds(
+    precision: torch.dtype, sequences: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(of_training, "CHUNK_ELEMENTS", 5 * 40)
+    monkeypatch.setattr(of_training, "ROWS", 7)
     sizes = Model(n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=40)
-    tokens = torch.randint(40, (2, 3, 9), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(40, (2, sequences, 9), generator=torch.Generator().manual_seed(0))
     found = []
     for in_place in (False, True):
         model = build(sizes, seed=1)

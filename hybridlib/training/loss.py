@@ -1,5 +1,6 @@
 """GPT-2's loss, without all logits at once, and the gradient of the table that is its input and its output."""
 
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -79,7 +80,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         finer = torch.promote_types(dtype, torch.float32)
         with torch.autocast(device, enabled=False):
             head, size, wanted = weight.to(dtype), max(CHUNK_ELEMENTS // len(weight), 1), any(ctx.needs_input_grad)
-            total, of_hidden, of_weight = torch.zeros((), dtype=finer, device=hidden.device), [], None
+            later = in_place and len(hidden) < weight.shape[1]  # then the factors are smaller than their product
+            total, of_hidden, factors, product = torch.zeros((), dtype=finer, device=hidden.device), [], [], None
             for part, wished in zip(hidden.to(dtype).split(size), targets[:, None].split(size)):
                 log_p = torch.log_softmax(part @ head.T, -1, dtype=finer)
                 total -= log_p.gather(-1, wished).sum()
@@ -87,10 +89,13 @@ class LinearCrossEntropy(torch.autograd.Function):
                     slope = log_p.exp_()  # now the softmax
                     slope = slope.scatter_add_(-1, wished, slope.new_full(wished.shape, -1.0)).to(dtype)
                     of_hidden.append(slope @ head)
-                    mine = slope.T @ part
-                    of_weight = mine if of_weight is None else of_weight.to(finer).add_(mine)
+                    if later:
+                        factors.append((slope, part))
+                    else:
+                        product = plus(product, slope, part)
             if wanted:
-                ctx.kept = [torch.cat(of_hidden), of_weight]
+                of_rows = product.__getitem__ if product is not None else partial(product_of_rows, factors)
+                ctx.kept = [torch.cat(of_hidden), of_rows]
                 ctx.tokens, ctx.dtypes = len(hidden), (hidden.dtype, weight.dtype)
                 ctx.into = weight if in_place else None
             return total / len(hidden)
@@ -102,14 +107,27 @@ class LinearCrossEntropy(torch.autograd.Function):
         adds another gradient of the weight to a tensor that nobody else holds, and to a copy of any other."""
         if not ctx.kept:
             raise RuntimeError("the loss has been differentiated before, and its gradients are gone: compute it again")
-        scale, (of_hidden, of_weight) = slope / ctx.tokens, (ctx.kept.pop(0) for _ in range(2))
-        if ctx.into is not None:
-            for into, part in zip(gradient_of(ctx.into).split(ROWS), of_weight.split(ROWS)):
-                into.add_(part, alpha=float(scale))  # some rows at a time: what is cast is a copy
-            of_weight = None
+        scale, (of_hidden, of_rows) = slope / ctx.tokens, (ctx.kept.pop(0) for _ in range(2))
+        of_weight = None
+        if ctx.into is None:
+            of_weight = of_rows(slice(None)).to(ctx.dtypes[1]).mul_(scale)
         else:
-            of_weight = of_weight.to(ctx.dtypes[1]).mul_(scale)
+            gradient, alpha = gradient_of(ctx.into), float(scale)
+            for at in range(0, len(gradient), ROWS):  # some rows at a time: their product, and what is cast, is a copy
+                rows = slice(at, at + ROWS)
+                gradient[rows].add_(of_rows(rows), alpha=alpha)
         return of_hidden.to(ctx.dtypes[0]).mul_(scale), of_weight, None, None
+
+
+def plus(total: Tensor | None, slope: Tensor, part: Tensor) -> Tensor:
+    """Return `total` and the product of `slope`, (tokens, vocabulary), transposed with `part`, (tokens, width)."""
+    product = slope.T @ part
+    return product if total is None else total.to(torch.promote_types(product.dtype, torch.float32)).add_(product)
+
+
+def product_of_rows(factors: list[tuple[Tensor, Tensor]], rows: slice) -> Tensor:
+    """Return these `rows` of the sum of the products of all `factors`, pairs as `plus` takes them: (rows, width)."""
+    return reduce(lambda total, pair: plus(total, pair[0][:, rows], pair[1]), factors, None)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, in_place: bool = False) -> Tensor:
