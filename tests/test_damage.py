@@ -18,7 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tiny import run, same_run
 
-from hybridlib.method.offload import TensorStore
+from hybridlib.method.store import TensorStore
 from hybridlib.study import chapters, execute, progress
 from hybridlib.study.parameters import load_study
 from hybridlib.study.plan import plan

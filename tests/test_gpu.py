@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import some_weights, values, walk
 
-from hybridlib.method.offload import TensorStore
 from hybridlib.method.predictors import make_predictor, spectral
+from hybridlib.method.store import TensorStore
 from hybridlib.study import progress
 from hybridlib.study.parameters import load_study
 from hybridlib.study.records import RunFolder

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridlib import HybridOptimizer, Nesterov, PhaseSchedule
-from hybridlib.method.offload import OptimizerOffload, TensorStore
+from hybridlib.method.offload import OptimizerOffload
+from hybridlib.method.store import TensorStore
 from hybridlib.training.checkpoint import CheckpointFile, Snapshots
 from hybridlib.training.meter import Meter, give_back
 from hybridlib.training.objective import Objective
@@ -95,12 +97,34 @@ def test_the_optimizers_state_comes_back_bit_for_bit() -> None:
     before = [v.clone() for s in optimizer.state.values() for v in s.values()]
     away = OptimizerOffload(optimizer)
     away.offload()
+    away.offload()
     assert sum(v.numel() for s in optimizer.state.values() for v in s.values() if v.ndim) == 0
     assert all(p.grad is None for p in model.parameters())
     away.restore()
     away.restore()
     after = [v for s in optimizer.state.values() for v in s.values()]
     assert len(after) == len(before) and all(torch.equal(a, b) for a, b in zip(after, before))
+
+
+def test_a_state_that_finds_no_room_half_way_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(50, 40)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(3, 50)).sum().backward()
+    optimizer.step()
+    before = [v.clone() for s in optimizer.state.values() for v in s.values()]
+    away, put = OptimizerOffload(optimizer), TensorStore.put
+
+    def put_but_three(store: TensorStore, *given: Any) -> None:
+        if len(store.names()) == 3:
+            raise OSError(28, "No space left on device")
+        put(store, *given)
+
+    monkeypatch.setattr(TensorStore, "put", put_but_three)
+    with pytest.raises(OSError):
+        away.offload()
+    away.restore()
+    after = [v for s in optimizer.state.values() for v in s.values()]
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
 @on_linux

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hybridlib.method.offload import TensorStore
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.method.schedule import Phase
+from hybridlib.method.store import TensorStore
 
 
 class PredictedParameters:

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hybridlib.method.offload import StoredTensor
+from hybridlib.method.store import StoredTensor
 from hybridlib.study.storage import writing
 
 State = dict[str, Any]

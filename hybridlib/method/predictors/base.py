@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hybridlib.method.offload import StoredTensor, TensorStore
 from hybridlib.method.settings import Window, checked, snake
+from hybridlib.method.store import StoredTensor, TensorStore
 
 Weights = Sequence[tuple[str, Tensor]]  # the named parameters that an optimizer moves
 

@@ -58,6 +58,8 @@ def orthogonalize(
 
     def parted(block: Tensor, end: Tensor) -> Tensor:  # the rest of the block, and beside it its ends
         rows = block.shape[-2]
+        if not leading:
+            return block.to(coarser)
         parts = beside[..., :rows, :]
         parts[..., :columns] = add_product(block.to(finer), end, less, alpha=-1, out=room[..., :rows, :])
         parts[..., columns:] = end

@@ -14,6 +14,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MOST_BF16 = 3  # iterations
 COLUMNS_A_DIRECTION = 16  # with fewer, to find the leading directions first costs more than it is worth
 BLOCK_ELEMENTS = 5 << 20  # of a table that is moved some rows at a time
+CACHED_ELEMENTS = 1 << 19  # of those rows that are read and landed at once: so few stay in a processor's cache
 
 
 class Spectral(Nesterov):
@@ -72,13 +73,18 @@ class Spectral(Nesterov):
 
     def _move_by_rows(self, name: str, weight: Tensor, share: float) -> None:
         """Move a tall matrix some rows at a time: `weight` itself takes look-ahead and direction, with no copy."""
-        size = max(BLOCK_ELEMENTS // weight[0].numel(), 1)
-        blocks = [slice(at, at + size) for at in range(0, len(weight), size)]
-        for rows in blocks:
+        few, many = (self._rows_of(weight, elements) for elements in (CACHED_ELEMENTS, BLOCK_ELEMENTS))
+        for rows in few:
             weight[rows] = self.look_ahead(name, weight[rows], rows)
-        length = self._orthogonalize([weight[rows].flatten(1) for rows in blocks])
-        for rows in blocks:
+        length = self._orthogonalize([weight[rows].flatten(1) for rows in many])
+        for rows in few:
             self.land(name, weight[rows], weight[rows].clone(), self.gain * share * float(length), rows)
+
+    @staticmethod
+    def _rows_of(weight: Tensor, elements: int) -> list[slice]:
+        """Return the rows of `weight` in slices of about so many `elements`."""
+        size = max(elements // weight[0].numel(), 1)
+        return [slice(at, at + size) for at in range(0, len(weight), size)]
 
     def directions(self, group: Weights, ahead: list[Tensor]) -> list[tuple[Tensor, float]]:
         found = [(each, self.gain if self.is_linear(name, weight) else self.vector_gain)
