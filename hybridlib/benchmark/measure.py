@@ -12,13 +12,13 @@ from hybridlib.benchmark.side_by_side import Spread, alone, in_turns, ratio, tim
 from hybridlib.study.progress import pace
 from hybridlib.study.run import Model, Run
 from hybridlib.study.schema import Study
-from hybridlib.training.assemble import subnormals_as_zero
+from hybridlib.training.assemble import pick_device, subnormals_as_zero
 from hybridlib.training.meter import give_back
 from hybridlib.training.models import parameter_count
 
 # Names of contenders that ratios are made of.
 PLAIN, REAL = "baseline", "hybrid, a real step"
-PEAKS = 3  # times that memory is measured: what an allocator keeps differs from run to run
+PEAKS = 3  # times that memory is measured on a CPU: what its allocator keeps differs from run to run
 
 
 def at_size(
@@ -57,8 +57,9 @@ def at_size(
 
 
 def memory_ratios(runs: dict[str, Run], device_choice: str) -> dict[str, Spread]:
-    """Return the peaks of the arms in `runs` over the baseline's, `PEAKS` times; `device_choice` as for `at_size`."""
-    peaks = [{arm: peaks_mb(run, device_choice) for arm, run in runs.items()} for _ in range(PEAKS)]
+    """Return the peaks of the arms in `runs` over the baseline's; `device_choice` as for `at_size`."""
+    times = 1 if pick_device(device_choice, runs["baseline"].threads).type == "cuda" else PEAKS
+    peaks = [{arm: peaks_mb(run, device_choice) for arm, run in runs.items()} for _ in range(times)]
 
     def over_baseline(arm: str, when: str) -> Spread:
         return Spread.of([each[arm][when] / each["baseline"]["run"] for each in peaks])
