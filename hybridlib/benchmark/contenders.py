@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from hybridlib.benchmark.side_by_side import alone, timed
+from hybridlib.method.schedule import Phase
 from hybridlib.study.records import RunFolder
 from hybridlib.study.run import Run
 from hybridlib.training.assemble import make_trainer, pick_device, warm_up_kernels
@@ -89,9 +90,9 @@ class Hybrid:
     """HybridTrainer on `work`, with records. A block returns the seconds of its computed steps.
 
     A block has `steps` computed steps; with a schedule, as many whole cycles as have about so many. `predicted` has a
-    row a block, the cost of a predicted step over that of a computed one: the seconds beyond as many median computed
-    steps, shared among the predicted ones. So it includes the return of what was offloaded, which delays the first
-    computed step after a jump.
+    row a block, the cost of a predicted step over that of a computed one: the seconds of Predict, and those by which
+    the first computed step after it is longer than the median one, shared among the predicted ones. So it includes the
+    return of what was offloaded. What slows the other computed steps shows in their own times.
     """
 
     def __init__(self, work: Workload, steps: int) -> None:
@@ -106,15 +107,18 @@ class Hybrid:
         self.predicted: list[float] = []
 
     def __call__(self) -> list[float]:
-        real, every = [], []
+        real, predicted, landings = [], [], []
         for _ in range(self.nominal_steps):
-            state = self.trainer.state
-            every.append(timed(self._step, self.work.device))
-            real += every[-1:] if state.real else []
+            state, before = self.trainer.state, len(real)
+            (real if state.real else predicted).append(timed(self._step, self.work.device))
+            if state.phase is Phase.CORRECT and state.index == 0:
+                landings.append(before)
         self.records.flush()
-        self.nominal_s.append(sum(every) / len(every))
-        if predicted := len(every) - len(real):
-            self.predicted.append((sum(every) / statistics.median(real) - len(real)) / predicted)
+        self.nominal_s.append((sum(real) + sum(predicted)) / self.nominal_steps)
+        if predicted:
+            typical = statistics.median(real)
+            delays = sum(real[at] - typical for at in landings)
+            self.predicted.append((sum(predicted) + delays) / typical / len(predicted))
         return real
 
     def _step(self) -> None:

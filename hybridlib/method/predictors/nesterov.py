@@ -63,9 +63,12 @@ class Nesterov(Predictor):
         return displacement.add_(momentum, alpha=self.momentum)
 
     def land(self, name: str, weight: Tensor, direction: Tensor, gain: float, rows: slice | None = None) -> None:
-        """Move `weight`, the parameter `name` or its `rows`, from the last landing `gain` times along `direction`."""
-        self.store.read(f"anchor.{name}", weight, rows)
-        weight.add_(direction, alpha=gain)
+        """Move `weight`, the parameter `name` or its `rows`, from the last landing `gain` times along `direction`.
+
+        The direction may lie in `weight` itself.
+        """
+        anchor = self.store.get(f"anchor.{name}", weight.device, rows)
+        torch.add(anchor, direction, alpha=gain, out=weight)
         self.store.put(f"anchor.{name}", weight, rows)
 
     def directions(self, group: Weights, ahead: list[Tensor]) -> list[tuple[Tensor, float]]:

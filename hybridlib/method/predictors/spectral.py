@@ -78,7 +78,7 @@ class Spectral(Nesterov):
             weight[rows] = self.look_ahead(name, weight[rows], rows)
         length = self._orthogonalize([weight[rows].flatten(1) for rows in many])
         for rows in few:
-            self.land(name, weight[rows], weight[rows].clone(), self.gain * share * float(length), rows)
+            self.land(name, weight[rows], weight[rows], self.gain * share * float(length), rows)
 
     @staticmethod
     def _rows_of(weight: Tensor, elements: int) -> list[slice]:
