@@ -18,7 +18,6 @@ from hybridlib.training.models import parameter_count
 
 # Names of contenders that ratios are made of.
 PLAIN, REAL = "baseline", "hybrid, a real step"
-PEAKS = 3  # times that memory is measured on a CPU: what its allocator keeps differs from run to run
 
 
 def at_size(
@@ -32,7 +31,7 @@ def at_size(
     runs = {arm: study.timed_run(arm) for arm in ("baseline", "hybrid", "memory_optimized")}
     # First, while this process is small: stores in files are fast only while the system's cache has room for them.
     pace_alone, hybrid, lean = (alone(_by_itself, run, device_choice, rounds, steps) for run in runs.values())
-    memory = memory_ratios(runs, device_choice)
+    memory = memory_ratios(runs, device_choice, rounds)
     plain = Workload.of(runs["baseline"], device_choice)
     contenders = {
         "Hugging Face Trainer": HuggingFace(plain, steps),
@@ -56,9 +55,12 @@ def at_size(
     return numbers(found), dict(times=times, anatomy=anatomy(plain, 2 * steps))
 
 
-def memory_ratios(runs: dict[str, Run], device_choice: str) -> dict[str, Spread]:
-    """Return the peaks of the arms in `runs` over the baseline's; `device_choice` as for `at_size`."""
-    times = 1 if pick_device(device_choice, runs["baseline"].threads).type == "cuda" else PEAKS
+def memory_ratios(runs: dict[str, Run], device_choice: str, rounds: int) -> dict[str, Spread]:
+    """Return the peaks of the arms in `runs` over the baseline's; `device_choice` and `rounds` as for `at_size`.
+
+    What an allocator keeps on a CPU differs from run to run, so there each arm is run `rounds` times.
+    """
+    times = 1 if pick_device(device_choice, runs["baseline"].threads).type == "cuda" else rounds
     peaks = [{arm: peaks_mb(run, device_choice) for arm, run in runs.items()} for _ in range(times)]
 
     def over_baseline(arm: str, when: str) -> Spread:
