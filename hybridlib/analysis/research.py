@@ -1,6 +1,7 @@
 """The sweeps of `params/research/` as tidy frames: tuning, what carries to other settings, ablations, trade-off."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,13 +54,16 @@ class Research:
         return float(found.held_out_loss.iloc[0]) if len(found) else np.nan
 
 
-def read_research(study: Study) -> Research:
-    """Return all complete trials around `study`. Raise `ValueError` if trials that are compared were not made alike."""
+def read_research(study: Study, outputs: Path | None = None) -> Research:
+    """Return all complete trials around `study` in the folder `outputs`, by default the project's.
+
+    Raise `ValueError` if trials that are compared were not made alike.
+    """
     rows, evals, missing, asked = [], {}, [], sweeps(study)
     for name, sweep in asked.items():
         alone = BASELINE in sweep.trials() or REFERENCE not in asked
         for run in runs(study, name, sweep):
-            folder = RunFolder(parameters.OUTPUTS / run.study / "runs" / run.id)
+            folder = RunFolder((outputs or parameters.OUTPUTS) / run.study / "runs" / run.id)
             facts = folder.facts
             if facts is None or progress.other_parameters(run, facts["parameters"]):
                 missing.append(f"{name}: {run.id}")

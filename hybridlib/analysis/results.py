@@ -110,6 +110,7 @@ def readme_figures(studies: dict[str, dict[str, Any]]) -> str:
     rows = [
         {"": name, "asks": rule.about} | {study: _cell(of["criteria"].get(name)) for study, of in studies.items()}
         for name, rule in read_rules().criteria.items()
+        if any(name in of["criteria"] for of in studies.values())
     ]
     return "\n\n".join([*told, pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)])
 

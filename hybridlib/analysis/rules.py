@@ -9,25 +9,13 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from hybridlib.analysis.effects import METRICS
-from hybridlib.analysis.load import BASELINE, planned
+from hybridlib.analysis.limits import Goal, Limits, Promise, Rung, Share, StressLimit
+from hybridlib.analysis.load import planned
+from hybridlib.analysis.worth import YARDSTICK
 from hybridlib.study.arm import Strict
 from hybridlib.study.parameters import PARAMS, read_yaml, refusal
 from hybridlib.study.schema import Study
-
-
-class Limits(Strict):
-    """What a figure should be: `at_least`, `at_most`, or between both; neither where it is only reported."""
-
-    at_least: float | None = None
-    at_most: float | None = None
-
-    def text(self, unit: str = "", factor: float = 1.0) -> str:
-        """Return `≥ 1.5×`, `≤ 5` or `20–30 %`, the limits times `factor` in `unit`; `reported` without a limit."""
-        low, high = (None if limit is None else f"{factor * limit:,g}" for limit in (self.at_least, self.at_most))
-        unit = f" {unit}" if unit == "%" else unit
-        if low and high:
-            return f"{low}–{high}{unit}"
-        return f"≥ {low}{unit}" if low else f"≤ {high}{unit}" if high else "reported"
+from hybridlib.study.sweeps import sweeps
 
 
 class Part(Limits):
@@ -110,43 +98,48 @@ class ControlsRule(Strict):
     of: str
 
 
-Criterion = Annotated[MeasuredRule | TestsRule | PipelineRule | ScalesRule | ControlsRule, Field(discriminator="kind")]
+class WorthPart(Limits):
+    """What a computed step of `arm` is worth at least, in the yardstick's; `exceeds` grades it above."""
 
-
-StressLimit = Literal["detect_steps", "recover_steps", "least_throughput", "share_tolerance"]
-
-
-class Share(Limits):
-    """What share of the steps after Warmup a phase may have."""
-
-    at_least: float = Field(ge=0, le=1)
-    at_most: float = Field(ge=0, le=1)
-
-
-class Rung(Limits):
-    """A rung of the ablation: what the `test` `adds` in `arm` to `against`, and the brief's expectation of a metric."""
-
-    test: str
-    adds: str
     arm: str
-    against: str = BASELINE
-    metric: Literal[tuple(METRICS)] | None = None
+    at_least: float
+    exceeds: float | None = None
 
 
-class Promise(Limits):
-    """A figure of reliability: what it is about, and what is promised of it."""
+class WorthRule(Strict):
+    """Every part's ratio meets its threshold, with an interval above 1: how many steps of the `yardstick`, tuned and
+    decayed for exactly so many, end at the loss of `computed_steps` of the arm, over these.
 
+    `alpha` is 1 less the level of the interval, over seeds.
+    """
+
+    kind: Literal["worth"]
     about: str
+    yardstick: str
+    computed_steps: int = Field(ge=1)
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    parts: list[WorthPart] = Field(min_length=1)
 
 
-class Goal(Strict):
-    """A ratio of speed or memory: what it must be and what is aimed at, here and at GPT-2 Small's size."""
+class PeersRule(Strict):
+    """`arm` ends better than every one of `peers`, each tuned, with p below `alpha` over paired seeds.
 
+    At equal wall-clock than all of them; after equal `computed_steps` than all but the `strongest`, and within
+    `within_pct` of that one. A peer that was run for two lengths has the other one at equal wall-clock.
+    """
+
+    kind: Literal["peers"]
     about: str
-    must: Limits = Limits()
-    aim: Limits = Limits()
-    must_gpt2_small: Limits | None = None
-    aim_gpt2_small: Limits | None = None
+    arm: str
+    computed_steps: int = Field(ge=1)
+    peers: list[str] = Field(min_length=1)
+    strongest: str
+    within_pct: float = Field(gt=0)
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+
+
+Kinds = MeasuredRule | WorthRule | PeersRule | TestsRule | PipelineRule | ScalesRule | ControlsRule
+Criterion = Annotated[Kinds, Field(discriminator="kind")]
 
 
 class Rules(Strict):
@@ -170,9 +163,12 @@ class Rules(Strict):
         return self
 
     def of(self, study: Study) -> dict[str, Criterion]:
-        """Return the criteria that `study` has: all but those about another study that it does not read."""
-        read = (study.study, *study.also_reads)
-        return {n: c for n, c in self.criteria.items() if not isinstance(c, ScalesRule) or c.study in read}
+        """Return the criteria that `study` has: those about yardsticks where a sweep of it is one, those about another
+        study where it reads that one, and all the others."""
+        read, measured = (study.study, *study.also_reads), any(name.startswith(YARDSTICK) for name in sweeps(study))
+        lacking = {n for n, c in self.criteria.items() if isinstance(c, ScalesRule) and c.study not in read}
+        lacking |= {n for n, c in self.criteria.items() if isinstance(c, WorthRule | PeersRule) and not measured}
+        return {name: rule for name, rule in self.criteria.items() if name not in lacking}
 
     def subject(self, study: Study) -> str:
         """Return the arm that chapters show in detail: the first measured criterion's, or where the plan of `study`

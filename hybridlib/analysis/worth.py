@@ -1,0 +1,68 @@
+"""What computed steps are worth: how many of AdamW's, tuned and decayed for exactly so many, reach the same loss."""
+
+import numpy as np
+import pandas as pd
+
+from hybridlib.analysis import statistics
+
+YARDSTICK = "yardstick_"  # sweeps of an optimizer, tuned, each trial decayed for exactly its steps; its name follows
+COMPARED = "worth_of_"  # sweeps of arms that are measured; the rest of the name is the optimizer under them
+COLUMNS = ["arm", "base", "seed", "computed_steps", "held_out_loss", "equivalent_adamw_steps", "train_s"]
+
+
+def equivalent_steps(loss: float, steps: np.ndarray, losses: np.ndarray) -> float:
+    """Return after how many steps the yardstick has this `loss`; NaN outside of what was tried.
+
+    Each length is a run of its own, because a run whose rate falls to zero is worth something at its end alone. Between
+    lengths the loss is taken to be linear in the logarithm of the steps. Where a longer run ended no better than a
+    shorter one, which noise can do, the shorter one counts.
+
+    Args:
+        loss: nats a token.
+        steps: how many each run of the yardstick took, (n,), rising.
+        losses: what they ended at, (n,).
+    """
+    best = np.minimum.accumulate(losses)
+    if not best[-1] <= loss <= best[0]:
+        return np.nan
+    return float(np.exp(np.interp(-loss, -best, np.log(steps))))
+
+
+def worth(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return COLUMNS, a row a trial of the sweeps COMPARED, and `equivalent_<name>_steps` for every yardstick besides.
+
+    `trials` are those of `Research`. A trial is measured by the yardstick's runs of its own seed, which begin at the
+    same weights and see the same batches; NaN where there are none.
+    """
+    compared = trials[trials.sweep.str.startswith(COMPARED)]
+    found = compared.rename(columns=dict(trial="arm", real_steps="computed_steps"))
+    found = found.assign(base=found.sweep.str.removeprefix(COMPARED), equivalent_adamw_steps=np.nan)
+    for sweep, runs in trials[trials.sweep.str.startswith(YARDSTICK)].groupby("sweep"):
+        by_seed = {seed: one.sort_values("steps") for seed, one in runs.groupby("seed")}
+        found[f"equivalent_{sweep.removeprefix(YARDSTICK)}_steps"] = [
+            equivalent_steps(loss, *by_seed[seed][["steps", "held_out_loss"]].to_numpy().T)
+            if seed in by_seed
+            else np.nan
+            for loss, seed in zip(found.held_out_loss, found.seed)
+        ]
+    others = [name for name in found if name.startswith("equivalent_") and name not in COLUMNS]
+    return found[[*COLUMNS, *others]].reset_index(drop=True)
+
+
+def ratio(of: pd.DataFrame, yardstick: str = "adamw") -> statistics.Effect:
+    """Return a `yardstick`'s steps for each computed step, over the seeds of one arm: rows `of` what `worth` returns.
+
+    A seed outside of what was tried leaves the ratio without an estimate: to leave it out would favour the others.
+    """
+    ratios = of[f"equivalent_{yardstick}_steps"] / of.computed_steps
+    return statistics.ratio_effect(ratios) if len(ratios) and ratios.notna().all() else statistics.NO_ESTIMATE
+
+
+def standing(ours: pd.Series, theirs: pd.Series) -> float:
+    """Return by how many standard errors the mean loss `ours` lies below that of `theirs`, (n,) each, paired.
+
+    As in the optimization track of modded-nanogpt, whose rule is (target - mean) sqrt(n) >= 0.004: three of them where
+    runs differ by 0.0013. Here the standard deviation is that of the differences.
+    """
+    ahead = theirs.to_numpy() - ours.to_numpy()
+    return float(ahead.mean() * np.sqrt(len(ahead)) / ahead.std(ddof=1))
