@@ -108,21 +108,17 @@ class WorthPart(Limits):
 
 class WorthRule(Strict):
     """Every part's ratio meets its threshold, with an interval above 1: how many steps of the `yardstick`, tuned and
-    decayed for exactly so many, end at the loss of `computed_steps` of the arm, over these.
-
-    `alpha` is 1 less the level of the interval, over seeds.
-    """
+    decayed for exactly so many, end at the loss of `computed_steps` of the arm, over these."""
 
     kind: Literal["worth"]
     about: str
     yardstick: str
     computed_steps: int = Field(ge=1)
-    alpha: float = Field(default=0.05, gt=0, lt=1)
     parts: list[WorthPart] = Field(min_length=1)
 
 
 class PeersRule(Strict):
-    """`arm` ends better than every one of `peers`, each tuned, with p below `alpha` over paired seeds.
+    """`arm` ends better than every one of `peers`, each tuned, with p below alpha over paired seeds.
 
     At equal wall-clock than all of them; after equal `computed_steps` than all but the `strongest`, and within
     `within_pct` of that one. A peer that was run for two lengths has the other one at equal wall-clock.
@@ -135,7 +131,6 @@ class PeersRule(Strict):
     peers: list[str] = Field(min_length=1)
     strongest: str
     within_pct: float = Field(gt=0)
-    alpha: float = Field(default=0.05, gt=0, lt=1)
 
 
 Kinds = MeasuredRule | WorthRule | PeersRule | TestsRule | PipelineRule | ScalesRule | ControlsRule

@@ -10,7 +10,7 @@ from hybridlib.analysis import statistics
 from hybridlib.analysis.effects import METRICS
 from hybridlib.analysis.load import Records
 from hybridlib.analysis.measured import FAIL, INCONCLUSIVE, PASS, CriterionVerdict, PartVerdict
-from hybridlib.analysis.yardsticks import judge_peers, judge_worth
+from hybridlib.analysis.yardsticks import judge_peers, judge_worth, table
 from hybridlib.study.records import PHASES, RunFolder
 
 
@@ -23,14 +23,17 @@ def judge_parts(records: Records, rules: r.Rules) -> pd.DataFrame:
 
 def judge_criteria(records: Records, rules: r.Rules) -> pd.DataFrame:
     """Return one row for each criterion of `rules` that the study of the `records` has."""
-    own = {r.TestsRule: _tests, r.PipelineRule: _pipeline, r.ScalesRule: _scales}
-    own |= {r.WorthRule: judge_worth, r.PeersRule: judge_peers}
+    counts = {r.TestsRule: _tests, r.PipelineRule: _pipeline, r.ScalesRule: _scales}
+    against_tuned = {r.WorthRule: judge_worth, r.PeersRule: judge_peers}
     criteria, judged = rules.of(records.study), {}
+    trials = table(records) if any(type(rule) in against_tuned for rule in criteria.values()) else pd.DataFrame()
     for name, rule in criteria.items():
         if isinstance(rule, r.MeasuredRule):
             judged[name] = CriterionVerdict.of_parts(_judged(rule.parts, records, rules))
-        elif type(rule) in own:
-            judged[name] = own[type(rule)](records, rule)
+        elif type(rule) in counts:
+            judged[name] = counts[type(rule)](records, rule)
+        elif type(rule) in against_tuned:
+            judged[name] = against_tuned[type(rule)](trials, rule, rules.alpha)
     for name, p_holm in zip(rules.family, statistics.holm([judged[name].p for name in rules.family])):
         judged[name] = judged[name].corrected(float(p_holm), rules.alpha)
     for name, rule in criteria.items():

@@ -49,13 +49,14 @@ def worth(trials: pd.DataFrame) -> pd.DataFrame:
     return found[[*COLUMNS, *others]].reset_index(drop=True)
 
 
-def ratio(of: pd.DataFrame, yardstick: str = "adamw") -> statistics.Effect:
+def ratio(of: pd.DataFrame, yardstick: str = "adamw", alpha: float = statistics.ALPHA) -> statistics.Effect:
     """Return a `yardstick`'s steps for each computed step, over the seeds of one arm: rows `of` what `worth` returns.
 
-    A seed outside of what was tried leaves the ratio without an estimate: to leave it out would favour the others.
+    With a 1 − `alpha` interval. A seed outside of what was tried leaves the ratio without an estimate: to leave it out
+    would favour the others.
     """
     ratios = of[f"equivalent_{yardstick}_steps"] / of.computed_steps
-    return statistics.ratio_effect(ratios) if len(ratios) and ratios.notna().all() else statistics.NO_ESTIMATE
+    return statistics.ratio_effect(ratios, alpha) if len(ratios) and ratios.notna().all() else statistics.NO_ESTIMATE
 
 
 def standing(ours: pd.Series, theirs: pd.Series) -> float:

@@ -21,17 +21,16 @@ def table(records: Records) -> pd.DataFrame:
     return worth(read_research(records.study, records.folder.parent).trials)
 
 
-def judge_worth(records: Records, rule: r.WorthRule) -> CriterionVerdict:
-    """Return the verdict of `rule` on the `records`: its worst part's."""
-    rows = table(records)
-    judged = [_worth(rows, rule, part) for part in rule.parts]
+def judge_worth(rows: pd.DataFrame, rule: r.WorthRule, alpha: float) -> CriterionVerdict:
+    """Return the verdict of `rule` on `rows` of the `table`, tested at level `alpha`: its worst part's."""
+    judged = [_worth(rows, rule, part, alpha) for part in rule.parts]
     return min(judged, key=lambda each: (WORST_FIRST.index(each.verdict), each.value))
 
 
-def _worth(rows: pd.DataFrame, rule: r.WorthRule, part: r.WorthPart) -> CriterionVerdict:
+def _worth(rows: pd.DataFrame, rule: r.WorthRule, part: r.WorthPart, alpha: float) -> CriterionVerdict:
     mine = rows[(rows.arm == part.arm) & (rows.computed_steps == rule.computed_steps)]
     known = f"equivalent_{rule.yardstick}_steps" in rows and len(mine) >= LEAST_SEEDS
-    found = ratio(mine, rule.yardstick) if known else statistics.NO_ESTIMATE
+    found = ratio(mine, rule.yardstick, alpha) if known else statistics.NO_ESTIMATE
     what = f"{rule.computed_steps} computed steps of {part.arm} in steps of a tuned {rule.yardstick}"
     if not math.isfinite(found.value):
         why = f"{what}: {len(mine)} seeds, of which not every one lies within the lengths that were tried."
@@ -45,14 +44,14 @@ def _worth(rows: pd.DataFrame, rule: r.WorthRule, part: r.WorthPart) -> Criterio
     return CriterionVerdict(verdict, grade, *found[:3], "×", found.p, math.nan, why)
 
 
-def judge_peers(records: Records, rule: r.PeersRule) -> CriterionVerdict:
-    """Return the verdict of `rule` on the `records`; its value is the change to the peer that comes nearest.
+def judge_peers(rows: pd.DataFrame, rule: r.PeersRule, alpha: float) -> CriterionVerdict:
+    """Return the verdict of `rule` on `rows` of the `table`, tested at level `alpha`.
 
-    It exceeds where the arm ends better than the strongest peer after equal computed steps, too.
+    Its value is the change to the peer that comes nearest. It exceeds where the arm ends better than the strongest
+    peer after equal computed steps, too.
     """
-    rows = table(records)
     ours = rows[(rows.arm == rule.arm) & (rows.computed_steps == rule.computed_steps)].set_index("seed").held_out_loss
-    found = [_against(rows, rule, ours, peer, at_clock) for peer in rule.peers for at_clock in (False, True)]
+    found = [_against(rows, rule, ours, peer, at_clock, alpha) for peer in rule.peers for at_clock in (False, True)]
     worst = min(found, key=lambda each: (WORST_FIRST.index(each.verdict), -each.value))
     exceeds = worst.verdict == PASS and all(each.grade == "exceeds" for each in found)
     grade = "exceeds" if exceeds else GRADES.get(worst.verdict, "")
@@ -61,7 +60,9 @@ def judge_peers(records: Records, rule: r.PeersRule) -> CriterionVerdict:
     return CriterionVerdict(worst.verdict, grade, *parts, why)
 
 
-def _against(rows: pd.DataFrame, rule: r.PeersRule, ours: pd.Series, peer: str, at_clock: bool) -> CriterionVerdict:
+def _against(
+    rows: pd.DataFrame, rule: r.PeersRule, ours: pd.Series, peer: str, at_clock: bool, alpha: float
+) -> CriterionVerdict:
     """Return the verdict on one `peer`, `at_clock` at equal wall-clock, else after equal computed steps."""
     its = rows[(rows.arm == peer) & ((rows.computed_steps != rule.computed_steps) == at_clock)]
     theirs = its.set_index("seed").held_out_loss.reindex(ours.index)
@@ -71,11 +72,11 @@ def _against(rows: pd.DataFrame, rule: r.PeersRule, ours: pd.Series, peer: str, 
         lost = f"{what}: {int(theirs.notna().sum())} paired seeds of {len(ours)}."
         return CriterionVerdict(INCONCLUSIVE, "", *statistics.NO_ESTIMATE[:3], "%", math.nan, math.nan, lost)
     changes = 100 * (ours / theirs - 1)
-    change = statistics.mean_effect(changes, rule.alpha)
-    better = change.value < 0 and change.p < rule.alpha
+    change = statistics.mean_effect(changes, alpha)
+    better = change.value < 0 and change.p < alpha
     if peer == rule.strongest and not at_clock:
         p = statistics.non_inferiority_p(changes, rule.within_pct)
-        met, shown, asked = change.value <= rule.within_pct, p < rule.alpha, f"at most {rule.within_pct:g} %"
+        met, shown, asked = change.value <= rule.within_pct, p < alpha, f"at most {rule.within_pct:g} %"
     else:
         p, met, shown, asked = change.p, change.value < 0, better, "below 0"
     verdict = FAIL if not met else PASS if shown else INCONCLUSIVE

@@ -32,7 +32,7 @@ def pick_device(name: str, threads: int) -> torch.device:
     """
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a third of a jump; nothing reads what was not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # it would write each new tensor twice
     if name == "auto":
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
