@@ -9,7 +9,7 @@ from chapter import run_chapter
 from hybridlib.benchmark import contenders, machine, measure
 from hybridlib.benchmark.contenders import HuggingFace, Hybrid, SameParts, Workload
 from hybridlib.benchmark.machine import subnormal_slowdown, training_share
-from hybridlib.benchmark.measure import numbers, offload_share
+from hybridlib.benchmark.measure import in_steps_of, numbers, offload_share
 from hybridlib.benchmark.side_by_side import Spread, in_turns, ratio
 from hybridlib.study.run import Run
 from hybridlib.training.data import open_source
@@ -103,6 +103,12 @@ def test_a_summary_without_measurements_has_empty_cells_and_with_them_the_quarti
     found = numbers({"hybrid_overhead": Spread(1.01, 1.0, 1.02)})
     frame = run_chapter("12_speed", fake_study, monkeypatch, ratios=found).table("speed_ratios", "ratio")
     assert frame.here["a computed step of hybrid over a bare loop's with the same parts"] == "1.01 [1, 1.02]"
+
+
+def test_a_cost_in_steps_of_another_has_the_same_seconds() -> None:
+    plain = dict(step_s=Spread(1.0, 0.9, 1.2))
+    lean = dict(step_s=Spread(0.5, 0.4, 0.6), predicted_step_cost=Spread(0.16, 0.12, 0.2))
+    assert in_steps_of(plain, lean) == Spread(0.08, 0.06, 0.1)
 
 
 def test_offloading_is_timed_with_the_state_at_home_and_leaves_it_as_it_was(monkeypatch) -> None:

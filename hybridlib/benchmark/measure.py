@@ -48,6 +48,7 @@ def at_size(
         "hybrid_overhead": ratio(times, REAL, "bare loop, same parts"),
         "predicted_step_cost": hybrid["predicted_step_cost"],
         "predicted_step_cost_offloading": lean["predicted_step_cost"],
+        "predicted_step_cost_offloading_vs_baseline": in_steps_of(pace_alone, lean),
         "offload_share": lean["offload_share"],
         "gemm_share": gemm_share(plain, times),
         "pace": pace_alone["pace"],
@@ -78,10 +79,16 @@ def _by_itself(run: Run, device_choice: str, rounds: int, steps: int) -> dict[st
     with subnormals_as_zero():
         blocks = [contender() for _ in range(2 * rounds + 1)]  # a jump is short beside the noise of its block
         real_s = np.concatenate(blocks[1:])  # the first has the run's Warmup in it
-        found = dict(pace=Spread.of([pace(real_s)[0]]))
+        found = dict(pace=Spread.of([pace(real_s)[0]]), step_s=Spread.of(real_s))
         if run.schedule:
             found |= dict(predicted_step_cost=Spread.of(contender.predicted[1:]))
         return found | (dict(offload_share=offload_share(contender)) if run.memory == "offload" else {})
+
+
+def in_steps_of(plain: dict[str, Spread], lean: dict[str, Spread]) -> Spread:
+    """Return the cost of a predicted step of `lean` over a computed one of `plain`, instead of its own."""
+    cost, steps = lean["predicted_step_cost"], lean["step_s"].median / plain["step_s"].median
+    return Spread(cost.median * steps, cost.low * steps, cost.high * steps)
 
 
 def offload_share(lean: Hybrid, repeats: int = 3) -> Spread:
