@@ -23,17 +23,23 @@ def judge_parts(records: Records, rules: r.Rules) -> pd.DataFrame:
 
 def judge_criteria(records: Records, rules: r.Rules) -> pd.DataFrame:
     """Return one row for each criterion of `rules` that the study of the `records` has."""
-    counts = {r.TestsRule: _tests, r.PipelineRule: _pipeline, r.ScalesRule: _scales}
-    against_tuned = {r.WorthRule: judge_worth, r.PeersRule: judge_peers}
     criteria, judged = rules.of(records.study), {}
-    trials = table(records) if any(type(rule) in against_tuned for rule in criteria.values()) else pd.DataFrame()
+    tuned = any(isinstance(rule, r.WorthRule | r.PeersRule) for rule in criteria.values())
+    trials = table(records) if tuned else pd.DataFrame()
     for name, rule in criteria.items():
-        if isinstance(rule, r.MeasuredRule):
-            judged[name] = CriterionVerdict.of_parts(_judged(rule.parts, records, rules))
-        elif type(rule) in counts:
-            judged[name] = counts[type(rule)](records, rule)
-        elif type(rule) in against_tuned:
-            judged[name] = against_tuned[type(rule)](trials, rule, rules.alpha)
+        match rule:
+            case r.MeasuredRule():
+                judged[name] = CriterionVerdict.of_parts(_judged(rule.parts, records, rules))
+            case r.TestsRule():
+                judged[name] = _tests(records, rule)
+            case r.PipelineRule():
+                judged[name] = _pipeline(records)
+            case r.ScalesRule():
+                judged[name] = _scales(records, rule)
+            case r.WorthRule():
+                judged[name] = judge_worth(trials, rule, rules.alpha)
+            case r.PeersRule():
+                judged[name] = judge_peers(trials, rule, rules.alpha)
     for name, p_holm in zip(rules.family, statistics.holm([judged[name].p for name in rules.family])):
         judged[name] = judged[name].corrected(float(p_holm), rules.alpha)
     for name, rule in criteria.items():
@@ -60,7 +66,7 @@ def _tests(records: Records, rule: r.TestsRule) -> CriterionVerdict:
     return CriterionVerdict.counted(verdict, good, f"of {len(rule.tests)} tests", why)
 
 
-def _pipeline(records: Records, rule: r.PipelineRule) -> CriterionVerdict:
+def _pipeline(records: Records) -> CriterionVerdict:
     """FAIL if a job failed, INCONCLUSIVE if one is missing; the jobs of the report come after this verdict."""
     jobs = records.results("pipeline")
     if jobs.empty:

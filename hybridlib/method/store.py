@@ -91,25 +91,23 @@ class TensorStore:
 
         `rows` are along the first axis, without a step; `out` has the shape of what is read.
         """
-        kept = self._kept[name] if rows is None else self._kept[name][rows]
+        kept = self._at(name, rows)
         if isinstance(kept, Tensor):
             out.copy_(kept)
-        elif out.device.type != "cpu" or out.dtype != kept.dtype or out.shape != kept.shape or not out.is_contiguous():
-            out.copy_(self.get(name, rows=rows))
+        elif out.device.type == "cpu" and out.dtype == kept.dtype and out.shape == kept.shape and out.is_contiguous():
+            self._fill(out, kept)
         else:
-            data = _bytes(out)
-            for at in range(0, kept.nbytes, PIECE_BYTES):
-                _whole(os.preadv(self._file.fileno(), [data[at : at + PIECE_BYTES]], kept.offset + at), data[at:])
+            out.copy_(self._fill(torch.empty(kept.shape, dtype=kept.dtype), kept))
 
     def get(self, name: str, device: torch.device | str = "cpu", rows: slice | None = None) -> Tensor:
         """Return a fresh copy of the tensor kept as `name`, or of its `rows`, on `device`.
 
         Raises `KeyError` for an unknown name.
         """
-        kept = self._kept[name] if rows is None else self._kept[name][rows]
-        tensor = torch.empty(kept.shape, dtype=kept.dtype, device=device if isinstance(kept, Tensor) else "cpu")
-        self.read(name, tensor, rows)
-        return tensor.to(device)
+        kept = self._at(name, rows)
+        if isinstance(kept, Tensor):
+            return kept.to(device, copy=True)
+        return self._fill(torch.empty(kept.shape, dtype=kept.dtype), kept).to(device)
 
     def entries(self) -> dict[str, StoredTensor]:
         """Return all that is kept, by name, none of it read yet."""
@@ -145,6 +143,17 @@ class TensorStore:
         self.__init__(state["folder"])
         for name, tensor in state["tensors"].items():
             self.put(name, tensor)
+
+    def _at(self, name: str, rows: slice | None) -> Tensor | Slot:
+        kept = self._kept[name]
+        return kept if rows is None else kept[rows]
+
+    def _fill(self, out: Tensor, slot: Slot) -> Tensor:
+        """Return `out`, contiguous on the host and as large as `slot`, with what lies there."""
+        data = _bytes(out)
+        for at in range(0, slot.nbytes, PIECE_BYTES):
+            _whole(os.preadv(self._file.fileno(), [data[at : at + PIECE_BYTES]], slot.offset + at), data[at:])
+        return out
 
     def _room_for(self, tensor: Tensor) -> Tensor | Slot:
         if tensor.is_cuda:

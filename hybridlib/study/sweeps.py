@@ -5,6 +5,7 @@
 """
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,6 +81,17 @@ def questions(file: Path, kind: type[Question]) -> dict[str, Question]:
         except TypeError:
             raise ParameterError(f"{file}: {name}: {given!r}: must map a {kind.__name__.lower()}'s keys") from None
     return found
+
+
+def chosen(asked: dict[str, Question], names: Iterable[str], file: Path) -> dict[str, Question]:
+    """Return those of `asked`, which are all that `file` asks, that are in `names`; all where no name is given.
+
+    Raises `ParameterError` for a name that is not there.
+    """
+    names = list(names)
+    if unknown := sorted(set(names) - set(asked)):
+        raise ParameterError(f"{file}: nothing is called {unknown[0]!r}: {instead(unknown[0], asked)}")
+    return {name: asked[name] for name in names or asked}
 
 
 def runs(study: Study, name: str, sweep: Sweep) -> list[Run]:

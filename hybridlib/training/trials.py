@@ -12,11 +12,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from tqdm import tqdm
 
 from hybridlib.study import progress
-from hybridlib.study.parameters import ParameterError, load_study
+from hybridlib.study.parameters import load_study
 from hybridlib.study.progress_line import replace_unknown_characters
 from hybridlib.study.provenance import end_with
 from hybridlib.study.run import Run
-from hybridlib.study.sweeps import path, runs, sweeps
+from hybridlib.study.sweeps import chosen, path, runs, sweeps
 from hybridlib.training.experiment import train
 
 
@@ -39,11 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     replace_unknown_characters()
     try:
         study = load_study(args.study)
-        asked = sweeps(study)
-        if unknown := sorted(set(args.sweeps) - set(asked)):
-            raise ParameterError(f"{path(study)}: no sweep {unknown[0]!r}; there are {', '.join(asked)}")
-        chosen = {name: sweep for name, sweep in asked.items() if not args.sweeps or name in args.sweeps}
-        every = [run for name, sweep in chosen.items() for run in runs(study, name, sweep)]
+        asked = chosen(sweeps(study), args.sweeps, path(study))
+        every = [run for name, sweep in asked.items() for run in runs(study, name, sweep)]
     except ValueError as error:  # ParameterError is one
         print(error, file=sys.stderr)
         return 2

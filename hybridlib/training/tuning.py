@@ -17,12 +17,13 @@ import pandas as pd
 from torch.quasirandom import SobolEngine
 
 from hybridlib.study import progress
-from hybridlib.study.parameters import ParameterError, load_study
+from hybridlib.study.parameters import load_study
 from hybridlib.study.progress_line import replace_unknown_characters
 from hybridlib.study.records import RunFolder
 from hybridlib.study.schema import Study
 from hybridlib.study.searches import Range, Search, at_an_edge, best, path, point_of, searches, table, trial, tried
 from hybridlib.study.storage import write_atomically
+from hybridlib.study.sweeps import chosen
 from hybridlib.training.trials import train_side_by_side
 
 
@@ -37,13 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = load_study(args.study)
-        asked = searches(study)
-        if unknown := sorted(set(args.searches) - set(asked)):
-            raise ParameterError(f"{path(study)}: no search {unknown[0]!r}; there are {', '.join(asked)}")
+        asked = chosen(searches(study), args.searches, path(study))
         edges = [
             f"{path(study)}: {name}: {said}"
-            for name in args.searches or asked
-            for said in tune(study, name, asked[name], args.trials or asked[name].trials)
+            for name, search in asked.items()
+            for said in tune(study, name, search, args.trials or search.trials)
         ]
     except ValueError as error:  # ParameterError is one
         print(error, file=sys.stderr)
