@@ -42,7 +42,7 @@ def test_every_trial_is_trained_and_none_twice(tiny: Path, capsys: pytest.Captur
 
 def test_an_unknown_sweep_is_refused_with_the_names_that_there_are(tiny: Path, capsys: pytest.CaptureFixture) -> None:
     assert trials.main(["--study", str(tiny / "tiny.yaml"), "--sweeps", "gain"]) == 2
-    assert "nothing is called 'gain': did you mean gains" in capsys.readouterr().err
+    assert "no sweep 'gain'; there are gains" in capsys.readouterr().err
 
 
 def test_a_trial_whose_parent_is_gone_does_not_start(tiny: Path) -> None:

@@ -5,7 +5,6 @@
 """
 
 import itertools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,14 +82,13 @@ def questions(file: Path, kind: type[Question]) -> dict[str, Question]:
     return found
 
 
-def chosen(asked: dict[str, Question], names: Iterable[str], file: Path) -> dict[str, Question]:
+def chosen(asked: dict[str, Question], names: list[str], what: str, file: Path) -> dict[str, Question]:
     """Return those of `asked`, which are all that `file` asks, that are in `names`; all where no name is given.
 
-    Raises `ParameterError` for a name that is not there.
+    Raises `ParameterError` for a name that is not there; `what` says what it would be the name of.
     """
-    names = list(names)
     if unknown := sorted(set(names) - set(asked)):
-        raise ParameterError(f"{file}: nothing is called {unknown[0]!r}: {instead(unknown[0], asked)}")
+        raise ParameterError(f"{file}: no {what} {unknown[0]!r}; there are {', '.join(asked)}")
     return {name: asked[name] for name in names or asked}
 
 

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     replace_unknown_characters()
     try:
         study = load_study(args.study)
-        asked = chosen(sweeps(study), args.sweeps, path(study))
+        asked = chosen(sweeps(study), args.sweeps, "sweep", path(study))
         every = [run for name, sweep in asked.items() for run in runs(study, name, sweep)]
     except ValueError as error:  # ParameterError is one
         print(error, file=sys.stderr)

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = load_study(args.study)
-        asked = chosen(searches(study), args.searches, path(study))
+        asked = chosen(searches(study), args.searches, "search", path(study))
         edges = [
             f"{path(study)}: {name}: {said}"
             for name, search in asked.items()
