@@ -129,7 +129,7 @@ class Everything:
         with pytest.MonkeyPatch.context() as patch:
             for name in JUDGING if file.parent.name == "results" else JUDGING[-1:]:
                 run_chapter(name, self.fake, patch, pipeline=False)
-        results.readme_figures(results.committed())
+        results.readme_blocks()
 
     def resumed(self, file: Path) -> None:
         """Go on with the run that was cut off."""

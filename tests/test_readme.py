@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybridlib.analysis.results import BEGIN, END, committed, readme_figures, renewed
+from hybridlib.analysis.results import readme_blocks, renewed
 from hybridlib.analysis.rules import read_rules
 from hybridlib.study.parameters import ROOT
 from hybridlib.study.progress import UNTIMED_STEPS
@@ -11,7 +11,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_its_figures_are_those_of_the_committed_results() -> None:
-    assert README.split(BEGIN)[1].split(END)[0].strip() == readme_figures(committed())
+    assert renewed(README, **readme_blocks()) == README
 
 
 def test_numbers_in_its_prose_are_those_of_the_code() -> None:
@@ -21,7 +21,8 @@ def test_numbers_in_its_prose_are_those_of_the_code() -> None:
 
 
 def test_renewing_changes_the_block_alone() -> None:
-    assert renewed(f"a\n{BEGIN}\nold\n{END}\nz", "new") == f"a\n{BEGIN}\nnew\n{END}\nz"
+    text = "a\n<!-- x: begin -->\n{}\n<!-- x: end -->\nz<!-- y: begin -->\n1\n<!-- y: end -->\n"
+    assert renewed(text.format("old"), x="new") == text.format("new")
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,61 @@ def test_the_tuning_table_names_the_best(fake_study, monkeypatch) -> None:
     assert not executed.shown["ablations"].empty and not executed.shown["tradeoff"].empty
 
 
+def yardsticks() -> Research:
+    """AdamW loses 0.4 nats with each e-fold of steps; after 410 the hybrids are where it is after 700 and about 900."""
+    law = lambda steps, seed: 6 - 0.4 * math.log(steps) + 0.01 * seed  # noqa: E731
+    rows = [
+        trial("yardstick_adamw", str(steps), law(steps, seed), steps, steps, None) | dict(seed=seed)
+        for steps in (600, 800, 1000)
+        for seed in (1, 2)
+    ]
+    for seed in (1, 2):
+        like = dict(seed=seed)
+        rows += [
+            trial("worth_of_adam", "hybrid", law(700, seed), 410, 1000) | like,
+            trial("worth_of_adamw", "hybrid_tuned", law(900 + seed % 2, seed), 410, 970) | like,
+            trial("worth_of_adamw", "adamw", law(410, seed), 410, 410, None) | like,
+            trial("worth_of_muon", "muon", law(900, seed) * (1.004 + 0.001 * seed), 410, 410, None) | like,
+            trial("worth_of_muon_in_equal_time", "muon", law(800, seed), 300, 300, None) | like,
+        ]
+    return Research(pd.DataFrame(rows), [])
+
+
+def test_muon_is_faster_where_its_step_costs_no_more_than_it_is_worth(fake_study, monkeypatch) -> None:
+    """Its step costs 4, 2 and 1 of the hybrid's at 64, 256 and 1024 tokens; it is worth 0.955 of one."""
+    rows = [
+        dict(study="fake", tokens=tokens, arm=arm, computed_step_s=cost)
+        for tokens, muon in ((64, 4.4), (256, 2.2), (1024, 1.1), (4096, 1.0))
+        for arm, cost in (("baseline", 1.0), ("hybrid_tuned", 1.1), ("muon", muon))
+    ]
+    (fake_study.folder / "results").mkdir(exist_ok=True)
+    pd.DataFrame(rows).to_csv(fake_study.folder / "results" / "speed_tokens.csv", index=False)
+    executed = run_chapter("10_research", fake_study, monkeypatch, found=yardsticks())
+    row = executed.shown["tokens_table"].frame.iloc[0]
+    worth_ratio = executed.names["worths"]["muon"] / executed.names["worths"]["hybrid_tuned"]
+    share = math.log(1 / worth_ratio) / math.log(1.1)  # of the way from 1024 to 4096 tokens, both by logarithm
+    assert row["muon is faster from"] == f"about {round(1024 * 4**share, -2):.0f}"
+    crossing, step = executed.names["crossing"], executed.names["step"]
+    assert crossing(step, 5.0) == "fewer than 64" and crossing(step, 0.5) == "more than 4096"
+    assert not executed.shown["step_by_tokens"].empty
+
+
+def test_the_three_yardsticks_say_what_computed_steps_are_worth(fake_study, monkeypatch) -> None:
+    executed = run_chapter("10_research", fake_study, monkeypatch, found=yardsticks())
+    table = executed.table("worth_table", "arm")
+    best_first = ["2.196× [2.181, 2.212]", "2.10× [1.99, 2.21]", "1.71×", "1.00×"]
+    assert table["a step in adamw's"].tolist() == best_first
+    assert table["steps of AdamW"]["hybrid"] == "700" and table["over"].to_dict()["muon"] == "muon"
+    steps = executed.table("equal_steps", "arm")
+    assert list(steps.index) == ["hybrid_tuned", "muon", "hybrid", "adamw"] and steps.seeds.tolist() == ["2"] * 4
+    assert steps["above hybrid_tuned (%)"]["muon"].startswith("0.56")
+    assert executed.table("equal_time", "arm")["computed steps"].to_dict() == {"hybrid_tuned": "410", "muon": "300"}
+    kept = pd.read_csv(fake_study.folder / "results" / "worth.csv")
+    assert set(kept.base) == {"adam", "adamw", "muon"} and len(kept) == 10
+    assert "410 computed steps of `hybrid` are worth 1.71×" in executed.shown["worth_said"].content
+    assert not executed.shown["ends"].empty and not executed.shown["worth_curve"].empty
+
+
 def test_peers_stand_beside_the_same_seeds_arm(fake_study, monkeypatch) -> None:
     records = read_records(fake_study.name, fake_study.outputs)
     runs = records.runs.copy()

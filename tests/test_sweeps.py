@@ -2,12 +2,15 @@
 
 import json
 
+import pandas as pd
 import pytest
 import yaml
 
+from hybridlib.benchmark.peers import equal_steps
+from hybridlib.method.schedule import PhaseSchedule
 from hybridlib.study import sweeps as module
-from hybridlib.study.parameters import ParameterError, load_study
-from hybridlib.study.sweeps import Sweep, put, runs, sweeps
+from hybridlib.study.parameters import OUTPUTS, ParameterError, load_study
+from hybridlib.study.sweeps import COMPARED, EQUAL_TIME, YARDSTICK, Sweep, put, runs, sweeps
 
 STUDY = load_study("cpu")
 SWEEPS = sweeps(STUDY)
@@ -37,26 +40,33 @@ def test_every_trial_is_a_possible_run_of_its_own(name: str) -> None:
     assert all(run.threads == 1 and run.study == f"cpu/research/{name}" for run in found)
 
 
-def test_tuning_sees_pilot_seeds_alone_and_gives_every_arm_as_many_trials() -> None:
-    tuning = of("tuning_")
-    assert {name.removeprefix("tuning_") for name in tuning} >= {
-        "hybrid",
-        "adam_tuned",
-        "muon",
-        "schedule_free",
-        "lookahead",
-    }
-    assert all(set(sweep.seeds) <= set(STUDY.pilot_seeds) for sweep in tuning.values())
-    assert len({len(sweep.trials()) for sweep in tuning.values()}) == 1
+def test_tuning_sees_pilot_seeds_alone_and_what_is_measured_other_seeds() -> None:
+    assert of("tuning_") and all(set(sweep.seeds) <= set(STUDY.pilot_seeds) for sweep in of("tuning_").values())
+    measured = of(YARDSTICK) | of(COMPARED)
+    assert len({tuple(sweep.seeds) for sweep in measured.values()}) == 1, "every yardstick has every seed"
+    assert all(len(s.seeds) >= 8 and not {*STUDY.seeds, *STUDY.pilot_seeds} & {*s.seeds} for s in measured.values())
 
 
-def test_arms_that_were_tuned_have_settings_that_were_tried() -> None:
-    for name, sweep in of("tuning_").items():
-        arm = name.removeprefix("tuning_")
-        tried = [run.model_dump() for run in runs(STUDY, name, sweep)]
-        frozen = STUDY.run(arm, sweep.data or STUDY.judged, STUDY.seeds[0]).model_dump()
-        same = ("optimizer", "predictor", "schedule", "steps", "batch_size", "model")
-        assert any(all(t[key] == frozen[key] for key in same) for t in tried), arm
+def test_the_frozen_hybrid_has_settings_that_were_tried() -> None:
+    tried = [run.model_dump() for run in runs(STUDY, "tuning_hybrid", SWEEPS["tuning_hybrid"])]
+    frozen = STUDY.run("hybrid", STUDY.judged, STUDY.seeds[0]).model_dump()
+    same = ("optimizer", "predictor", "schedule", "steps", "batch_size", "model")
+    assert any(all(t[key] == frozen[key] for key in same) for t in tried)
+
+
+def test_computed_steps_are_equal_or_take_the_tuned_hybrids_time() -> None:
+    """Each rate is decayed over the whole run, so a length is a run of its own."""
+    in_time = equal_steps(pd.read_csv(OUTPUTS / "cpu" / "results" / "speed_peers.csv"), "hybrid_tuned")
+    for name, sweep in of(COMPARED).items():
+        arms = {trial: settings.get("arm", sweep.arm) for trial, settings in sweep.trials().items()}
+        for run in runs(STUDY, name, sweep):
+            if name.endswith(EQUAL_TIME):
+                assert run.steps == in_time[arms[run.arm]], run.arm
+            elif run.schedule:
+                lengths = run.schedule.model_dump()
+                assert PhaseSchedule(**lengths, total=run.steps).computed == 410, run.arm
+            else:
+                assert run.steps == 410, run.arm
 
 
 def test_what_carries_is_the_frozen_hybrid() -> None:

@@ -9,10 +9,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlib.study import parameters, progress, searches
+from hybridlib.study import parameters, progress, searches, sweeps
 from hybridlib.study.parameters import ParameterError, load_study
 from hybridlib.study.searches import Range, Search, at_an_edge, best, tried
 from hybridlib.training import tuning
+from hybridlib.training.assemble import schedule_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 STUDY = load_study("cpu")
@@ -120,7 +121,29 @@ def test_every_arm_has_as_many_trials_on_the_same_pilot_seeds() -> None:
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_every_arm_is_judged_after_as_many_computed_steps(name: str) -> None:
-    from hybridlib.training.assemble import schedule_of
-
     run = searches.trial(STUDY, name, SEARCHES[name], 0, {})[0]
-    assert sum(state.real for state in schedule_of(run).unroll()) == 410
+    assert schedule_of(run).computed == {"adamw_1000": 1000}.get(name, 410)
+
+
+# A run that a search decided -> the search: arms of the study, and the yardstick where another search is nearer.
+DECIDED = {name: (STUDY.run(name, STUDY.judged, STUDY.seeds[0]), name) for name in SEARCHES if name in STUDY.arms}
+DECIDED |= {
+    f"yardstick of {run.steps}": (run, "adamw_1000" if run.steps >= 800 else "adamw")
+    for run in sweeps.runs(STUDY, "yardstick_adamw", sweeps.sweeps(STUDY)["yardstick_adamw"])
+}
+
+
+@pytest.mark.parametrize("name", sorted({of for _, of in DECIDED.values()}))
+def test_a_search_that_decided_is_complete_and_its_best_lies_inside_of_its_ranges(name: str) -> None:
+    rows = tried(STUDY, name, SEARCHES[name])
+    assert len(rows) == SEARCHES[name].trials
+    assert not at_an_edge(best(rows, SEARCHES[name]), SEARCHES[name])
+
+
+@pytest.mark.parametrize("name", DECIDED)
+def test_what_is_reported_has_its_searchs_best_settings(name: str) -> None:
+    run, of = DECIDED[name]
+    wanted = searches.trial(STUDY, of, SEARCHES[of], 0, best(tried(STUDY, of, SEARCHES[of]), SEARCHES[of]))[0]
+    for key in ("optimizer", "clip_norm", "schedule", "predictor"):
+        assert getattr(run, key) == getattr(wanted, key), key
+    assert name not in STUDY.arms or run.steps == wanted.steps

@@ -16,12 +16,12 @@ from hybridlib.analysis.rules import read_rules
 from hybridlib.analysis.show import Show, keep_file
 from hybridlib.analysis.statistics import Effect
 from hybridlib.analysis.wording import estimate
-from hybridlib.study.parameters import OUTPUTS, ROOT, known_studies
+from hybridlib.study.parameters import OUTPUTS, ROOT, known_studies, load_study
 from hybridlib.study.records import PHASES
 from hybridlib.study.storage import write_atomically
 from hybridlib.training import NUMERICS
 
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"  # around the README's figures
+MARKS = "<!-- {name}: begin -->\n", "\n<!-- {name}: end -->"  # around each of the README's computed blocks
 
 
 def write_results(records: Records, verdicts: pd.DataFrame, parts: pd.DataFrame) -> dict[str, Any]:
@@ -119,17 +119,44 @@ def _cell(found: dict[str, Any] | None) -> str:
     """Return a criterion's verdict and the value of the part that decides it; a dash where the study has none."""
     if found is None:
         return "–"
+    return f"**{found['verdict']}** {_measured(found)}" if found["value"] is not None else f"**{found['verdict']}**"
+
+
+def _measured(found: dict[str, Any]) -> str:
+    """Return a criterion's value and interval, as results.json has them, with its unit."""
     value, low, high = (math.nan if found[key] is None else found[key] for key in ("value", "low", "high"))
-    measured = estimate(Effect(value, low, high, math.nan, 0), found["unit"] or "")
-    return f"**{found['verdict']}** {measured}" if found["value"] is not None else f"**{found['verdict']}**"
+    return estimate(Effect(value, low, high, math.nan, 0), found["unit"] or "")
 
 
-def renewed(text: str, figures: str) -> str:
-    """Return the README's `text` with `figures` between its marks."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{figures}\n{END}{rest.split(END)[1]}"
+def readme_headline(studies: dict[str, dict[str, Any]]) -> str:
+    """Return the README's first sentences: how fast the first of `studies` (of `committed`) had the loss of which
+    baseline, and what its computed steps are worth in those of an optimizer that was tuned."""
+    for name, of in studies.items():
+        rate, worth = load_study(name).arms[BASELINE].optimizer.lr, Show(OUTPUTS / name).saved("worth_said")
+        said = (
+            "HybridTrainer predicts more than half of the training steps of GPT-2 instead of computing them, and has "
+            f"the held-out loss of the brief's baseline (Adam at a constant rate of {rate:g}, untuned) "
+            f"{_measured(of['criteria']['H1'])} as fast."
+        )
+        return f"{said} {worth.content}".strip() if worth else said
+    return ""
+
+
+def renewed(text: str, **blocks: str) -> str:
+    """Return the README's `text` with each of `blocks` between the marks of its name."""
+    for name, block in blocks.items():
+        begin, end = (mark.format(name=name) for mark in MARKS)
+        before, rest = text.split(begin)
+        text = f"{before}{begin}{block}{end}{rest.split(end)[1]}"
+    return text
+
+
+def readme_blocks() -> dict[str, str]:
+    """Return the README's computed blocks, by name."""
+    studies = committed()
+    return dict(headline=readme_headline(studies), figures=readme_figures(studies))
 
 
 if __name__ == "__main__":
     readme = ROOT / "README.md"
-    write_atomically(readme, renewed(readme.read_text(encoding="utf-8"), readme_figures(committed())))
+    write_atomically(readme, renewed(readme.read_text(encoding="utf-8"), **readme_blocks()))

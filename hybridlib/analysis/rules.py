@@ -11,11 +11,10 @@ from pydantic import Field, ValidationError, model_validator
 from hybridlib.analysis.effects import METRICS
 from hybridlib.analysis.limits import Goal, Limits, Promise, Rung, Share, StressLimit
 from hybridlib.analysis.load import planned
-from hybridlib.analysis.worth import YARDSTICK
 from hybridlib.study.arm import Strict
 from hybridlib.study.parameters import PARAMS, read_yaml, refusal
 from hybridlib.study.schema import Study
-from hybridlib.study.sweeps import sweeps
+from hybridlib.study.sweeps import YARDSTICK, sweeps
 
 
 class Part(Limits):

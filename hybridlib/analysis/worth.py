@@ -4,9 +4,8 @@ import numpy as np
 import pandas as pd
 
 from hybridlib.analysis import statistics
+from hybridlib.study.sweeps import COMPARED, EQUAL_TIME, YARDSTICK
 
-YARDSTICK = "yardstick_"  # sweeps of an optimizer, tuned, each trial decayed for exactly its steps; its name follows
-COMPARED = "worth_of_"  # sweeps of arms that are measured; the rest of the name is the optimizer under them
 COLUMNS = ["arm", "base", "seed", "computed_steps", "held_out_loss", "equivalent_adamw_steps", "train_s"]
 
 
@@ -31,15 +30,17 @@ def equivalent_steps(loss: float, steps: np.ndarray, losses: np.ndarray) -> floa
 def worth(trials: pd.DataFrame) -> pd.DataFrame:
     """Return COLUMNS, a row a trial of the sweeps COMPARED, and `equivalent_<name>_steps` for every yardstick besides.
 
-    `trials` are those of `Research`. A trial is measured by the yardstick's runs of its own seed, which begin at the
-    same weights and see the same batches; NaN where there are none.
+    `trials` are those of `Research`. A trial is measured by runs of its own seed, which begin at the same weights and
+    see the same batches: those of the yardstick, and of the arm that has its name. NaN where there are none.
     """
     compared = trials[trials.sweep.str.startswith(COMPARED)]
     found = compared.rename(columns=dict(trial="arm", real_steps="computed_steps"))
-    found = found.assign(base=found.sweep.str.removeprefix(COMPARED), equivalent_adamw_steps=np.nan)
+    base = found.sweep.str.removeprefix(COMPARED).str.removesuffix(EQUAL_TIME)
+    found = found.assign(base=base, equivalent_adamw_steps=np.nan)
     for sweep, runs in trials[trials.sweep.str.startswith(YARDSTICK)].groupby("sweep"):
-        by_seed = {seed: one.sort_values("steps") for seed, one in runs.groupby("seed")}
-        found[f"equivalent_{sweep.removeprefix(YARDSTICK)}_steps"] = [
+        name = sweep.removeprefix(YARDSTICK)
+        by_seed = {seed: one for seed, one in yardstick(trials, name).groupby("seed") if seed in set(runs.seed)}
+        found[f"equivalent_{name}_steps"] = [
             equivalent_steps(loss, *by_seed[seed][["steps", "held_out_loss"]].to_numpy().T)
             if seed in by_seed
             else np.nan
@@ -47,6 +48,13 @@ def worth(trials: pd.DataFrame) -> pd.DataFrame:
         ]
     others = [name for name in found if name.startswith("equivalent_") and name not in COLUMNS]
     return found[[*COLUMNS, *others]].reset_index(drop=True)
+
+
+def yardstick(trials: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return those of `trials` that the yardstick `name` consists of, by rising length: its sweep's, its arm's."""
+    own = trials.sweep == YARDSTICK + name
+    compared = trials.sweep.str.startswith(COMPARED) & (trials.trial == name)
+    return trials[own | compared].sort_values("steps")
 
 
 def ratio(of: pd.DataFrame, yardstick: str = "adamw", alpha: float = statistics.ALPHA) -> statistics.Effect:

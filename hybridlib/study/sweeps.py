@@ -18,6 +18,9 @@ from hybridlib.study.schema import Seeds, Study
 
 Question = TypeVar("Question", bound=Strict)
 EVAL_EVERY = 50  # steps: evaluation is off the clock, but not free
+YARDSTICK = "yardstick_"  # sweeps of an optimizer, tuned, each trial decayed for exactly its steps; its name follows
+COMPARED = "worth_of_"  # sweeps of arms that are measured; the optimizer under them follows
+EQUAL_TIME = "_in_equal_time"  # ends the name of such a sweep whose lengths take the time of the arm that is judged
 
 
 class Sweep(Strict):

@@ -1,0 +1,84 @@
+"""Seconds of a computed step against tokens a step: `python -m hybridlib.benchmark.tokens`.
+
+Muon orthogonalizes at every step and the hybrid once a cycle, at a cost that no token adds to. How much that is of a
+step's time depends on the batch. It needs the machine to itself; `results/speed_tokens.csv` of the study gets a row a
+block.
+"""
+
+import argparse
+import sys
+
+import pandas as pd
+
+from hybridlib.benchmark.contenders import Hybrid, Workload
+from hybridlib.benchmark.side_by_side import alone, in_turns
+from hybridlib.study.parameters import OUTPUTS, load_study
+from hybridlib.study.run import Run
+from hybridlib.study.schema import Study
+from hybridlib.study.storage import write_atomically
+from hybridlib.training.assemble import subnormals_as_zero
+
+ARMS = ["baseline", "hybrid_tuned", "muon"]  # of the study; their model is another one's where that is larger
+SEQ_LEN = 64
+TOKENS = [64, 256, 1024, 4096, 16384]
+FEW = 4  # computed steps a block; the hybrid takes a whole cycle
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command with the arguments `argv`, by default the process's, and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m hybridlib.benchmark.tokens", description=__doc__.split("\n")[0])
+    parser.add_argument("--study", default="cpu", metavar="NAME|FILE")
+    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda:N")
+    parser.add_argument("--larger", default="gpt2-small", metavar="NAME|FILE", help="a study whose size to measure too")
+    parser.add_argument("--most", type=int, default=TOKENS[-1], help="tokens a step")
+    parser.add_argument("--most-larger", type=int, default=1024, help="tokens a step at the larger size")
+    parser.add_argument("--rounds", type=int, default=3, help="blocks of each arm")
+    args = parser.parse_args(argv)
+    try:
+        study, larger = load_study(args.study), load_study(args.larger)
+        asked = [(study, tokens) for tokens in TOKENS if tokens <= args.most]
+        asked += [(larger, tokens) for tokens in TOKENS if tokens <= args.most_larger]
+        runs = {(size.study, tokens): at(study, size, tokens) for size, tokens in asked}
+    except ValueError as error:  # ParameterError is one
+        print(error, file=sys.stderr)
+        return 2
+    rows: list[pd.DataFrame] = []
+    for (size, tokens), mine in runs.items():
+        rows.append(alone(measure, mine, args.device, args.rounds).assign(study=size, tokens=tokens))
+        print(f"{size}, {tokens} tokens: {rows[-1].groupby('arm').computed_step_s.median().to_dict()}", flush=True)
+        write_atomically(OUTPUTS / study.study / "results" / "speed_tokens.csv", pd.concat(rows).to_csv(index=False))
+    return 0
+
+
+def at(study: Study, size: Study, tokens: int) -> list[Run]:
+    """Return the runs of ARMS of `study` at the model of `size`, in bf16 where that is another study, at so many
+    `tokens` a step."""
+    like, found = size.timed_run("baseline"), []
+    shape = dict(model=like.model, source=like.source, batch_size=tokens // SEQ_LEN, seq_len=SEQ_LEN)
+    for run in map(study.timed_run, ARMS):
+        if size.study != study.study:
+            shape |= dict(precision="bf16")
+            shape |= dict(predictor=run.predictor and run.predictor.model_copy(update=dict(precision="bf16")))
+        found.append(run.model_copy(update=shape))
+    return found
+
+
+def measure(runs: list[Run], device_choice: str, rounds: int) -> pd.DataFrame:
+    """Return what a computed step of each of `runs` takes, its share of the jumps included: a row a round and run.
+
+    Columns `round, arm, computed_step_s`; the runs take turns, on the device that `device_choice` names.
+    """
+    contenders = {run.arm: Hybrid(Workload.of(run, device_choice), FEW) for run in runs}
+    with subnormals_as_zero():
+        in_turns(contenders, rounds)
+    rows = []
+    for run in runs:
+        cycle = run.schedule
+        share = (cycle.full + cycle.correct) / (cycle.full + cycle.predict + cycle.correct) if cycle else 1.0
+        whole = contenders[run.arm].nominal_s[1:]  # the first block is not counted
+        rows += [dict(round=at, arm=run.arm, computed_step_s=seconds / share) for at, seconds in enumerate(whole)]
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
