@@ -66,7 +66,8 @@ def at(study: Study, size: Study, tokens: int) -> list[Run]:
 def measure(runs: list[Run], device_choice: str, rounds: int) -> pd.DataFrame:
     """Return what a computed step of each of `runs` takes, its share of the jumps included: a row a round and run.
 
-    Columns `round, arm, computed_step_s`; the runs take turns, on the device that `device_choice` names.
+    Columns `round, arm, computed_step_s`; the runs take turns, `rounds` blocks each, on the device that `device_choice`
+    names.
     """
     contenders = {run.arm: Hybrid(Workload.of(run, device_choice), FEW) for run in runs}
     with subnormals_as_zero():
