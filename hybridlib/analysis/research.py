@@ -12,7 +12,7 @@ from hybridlib.study import parameters, progress
 from hybridlib.study.records import RunFolder
 from hybridlib.study.run import Run
 from hybridlib.study.schema import Study
-from hybridlib.study.sweeps import runs, sweeps
+from hybridlib.study.sweeps import COMPARED, YARDSTICK, runs, sweeps
 
 TRIAL_COLUMNS = [
     "sweep", "trial", "about", "seed", "predictor", "steps", "real_steps", "predicted_share", "held_out_loss",
@@ -62,6 +62,7 @@ def read_research(study: Study, outputs: Path | None = None) -> Research:
     rows, evals, missing, asked = [], {}, [], sweeps(study)
     for name, sweep in asked.items():
         alone = BASELINE in sweep.trials() or REFERENCE not in asked
+        group = "yardsticks" if name.startswith((YARDSTICK, COMPARED)) else name if alone else REFERENCE
         for run in runs(study, name, sweep):
             folder = RunFolder((outputs or parameters.OUTPUTS) / run.study / "runs" / run.id)
             facts = folder.facts
@@ -69,7 +70,7 @@ def read_research(study: Study, outputs: Path | None = None) -> Research:
                 missing.append(f"{name}: {run.id}")
                 continue
             evals[name, run.arm, run.seed] = folder.evals()
-            beside = dict(arm=run.arm, data=name if alone else REFERENCE)  # with whose trials it is compared
+            beside = dict(arm=run.arm, data=group)  # with whose trials it is compared
             rows.append(_row(name, run, facts["summary"]) | beside | {k: facts[k] for k in ALIKE})
     trials = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, "arm", "data", *ALIKE])
     refuse_mixture(trials)
