@@ -10,7 +10,7 @@ from hybridlib.analysis import statistics
 from hybridlib.analysis.load import Records
 from hybridlib.analysis.measured import FAIL, GRADES, INCONCLUSIVE, PASS, WORST_FIRST, CriterionVerdict
 from hybridlib.analysis.research import read_research
-from hybridlib.analysis.wording import estimate, p_is
+from hybridlib.analysis.wording import estimate, fixed, p_is
 from hybridlib.analysis.worth import ratio, standing, worth
 
 LEAST_SEEDS = 2
@@ -82,6 +82,6 @@ def _against(
     verdict = FAIL if not met else PASS if shown else INCONCLUSIVE
     ahead = standing(ours, theirs)
     why = f"{what}: {estimate(change, '%')} of its loss, {asked} is asked for, {p_is(p)}"
-    why += f"; {ahead:.1f} standard errors ahead."
+    why += f"; {fixed(ahead, 1)} standard errors ahead."
     grade = "exceeds" if verdict == PASS and better else GRADES.get(verdict, "")
     return CriterionVerdict(verdict, grade, *change[:3], f"% against {peer}", p, math.nan, why)
