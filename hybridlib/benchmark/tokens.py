@@ -10,7 +10,7 @@ import sys
 
 import pandas as pd
 
-from hybridlib.benchmark.contenders import Hybrid, Workload
+from hybridlib.benchmark.contenders import Hybrid, Workload, cycle_steps
 from hybridlib.benchmark.side_by_side import alone, in_turns
 from hybridlib.study.parameters import OUTPUTS, load_study
 from hybridlib.study.run import Run
@@ -75,7 +75,7 @@ def measure(runs: list[Run], device_choice: str, rounds: int) -> pd.DataFrame:
     rows = []
     for run in runs:
         cycle = run.schedule
-        share = (cycle.full + cycle.correct) / (cycle.full + cycle.predict + cycle.correct) if cycle else 1.0
+        share = (cycle.full + cycle.correct) / cycle_steps(run) if cycle else 1.0
         whole = contenders[run.arm].nominal_s[1:]  # the first block is not counted
         rows += [dict(round=at, arm=run.arm, computed_step_s=seconds / share) for at, seconds in enumerate(whole)]
     return pd.DataFrame(rows)
