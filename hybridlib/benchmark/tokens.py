@@ -2,7 +2,7 @@
 
 Muon orthogonalizes at every step and the hybrid once a cycle, at a cost that no token adds to. How much that is of a
 step's time depends on the batch. It needs the machine to itself; `results/speed_tokens.csv` of the study gets a row a
-block.
+block, and keeps those of other devices.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from hybridlib.study.parameters import OUTPUTS, load_study
 from hybridlib.study.run import Run
 from hybridlib.study.schema import Study
 from hybridlib.study.storage import write_atomically
-from hybridlib.training.assemble import subnormals_as_zero
+from hybridlib.training.assemble import device_name, pick_device, subnormals_as_zero
 
-ARMS = ["baseline", "hybrid_tuned", "muon"]  # of the study; their model is another one's where that is larger
+ARMS = ["baseline", "hybrid_tuned", "muon"]  # each size has its own; the larger one is measured in bf16
 SEQ_LEN = 64
 TOKENS = [64, 256, 1024, 4096, 16384]
 FEW = 4  # computed steps a block; the hybrid takes a whole cycle
@@ -36,31 +36,26 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         study, larger = load_study(args.study), load_study(args.larger)
-        asked = [(study, tokens) for tokens in TOKENS if tokens <= args.most]
-        asked += [(larger, tokens) for tokens in TOKENS if tokens <= args.most_larger]
-        runs = {(size.study, tokens): at(study, size, tokens) for size, tokens in asked}
+        runs = {(study.study, tokens): at(study, tokens, "fp32") for tokens in TOKENS if tokens <= args.most}
+        runs |= {(larger.study, tokens): at(larger, tokens, "bf16") for tokens in TOKENS if tokens <= args.most_larger}
     except ValueError as error:  # ParameterError is one
         print(error, file=sys.stderr)
         return 2
-    rows: list[pd.DataFrame] = []
+    file = OUTPUTS / study.study / "results" / "speed_tokens.csv"
+    device = device_name(pick_device(args.device, 1), study.timed_run(ARMS[0]).threads)
+    earlier = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["device"])
+    rows = [earlier[earlier.device != device]]
     for (size, tokens), mine in runs.items():
-        rows.append(alone(measure, mine, args.device, args.rounds).assign(study=size, tokens=tokens))
+        rows.append(alone(measure, mine, args.device, args.rounds).assign(device=device, study=size, tokens=tokens))
         print(f"{size}, {tokens} tokens: {rows[-1].groupby('arm').computed_step_s.median().to_dict()}", flush=True)
-        write_atomically(OUTPUTS / study.study / "results" / "speed_tokens.csv", pd.concat(rows).to_csv(index=False))
+        write_atomically(file, pd.concat([some for some in rows if len(some)]).to_csv(index=False))
     return 0
 
 
-def at(study: Study, size: Study, tokens: int) -> list[Run]:
-    """Return the runs of ARMS of `study` at the model of `size`, in bf16 where that is another study, at so many
-    `tokens` a step."""
-    like, found = size.timed_run("baseline"), []
-    shape = dict(model=like.model, source=like.source, batch_size=tokens // SEQ_LEN, seq_len=SEQ_LEN)
-    for run in map(study.timed_run, ARMS):
-        if size.study != study.study:
-            shape |= dict(precision="bf16")
-            shape |= dict(predictor=run.predictor and run.predictor.model_copy(update=dict(precision="bf16")))
-        found.append(run.model_copy(update=shape))
-    return found
+def at(size: Study, tokens: int, precision: str) -> list[Run]:
+    """Return the runs of ARMS as the study `size` has them, in `precision`, at so many `tokens` a step."""
+    shape = dict(batch_size=tokens // SEQ_LEN, seq_len=SEQ_LEN, precision=precision)
+    return [size.timed_run(arm).model_copy(update=shape) for arm in ARMS]
 
 
 def measure(runs: list[Run], device_choice: str, rounds: int) -> pd.DataFrame:

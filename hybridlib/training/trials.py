@@ -1,6 +1,7 @@
 """Train the trials of `params/research/<study>.yaml` that are not complete: `python -m hybridlib.training.trials`.
 
 Trials run side by side, each on one thread, so that no core waits. Their losses can be compared, but not their times.
+On a GPU trials that are compared belong to one device: losses on another differ by rounding.
 """
 
 import argparse
@@ -20,10 +21,10 @@ from hybridlib.study.sweeps import chosen, path, runs, sweeps
 from hybridlib.training.experiment import train
 
 
-def train_trial(run: Run, parent: int) -> None:
-    """Train the trial `run` in this process, which ends with the process `parent` that started it."""
+def train_trial(run: Run, parent: int, device: str = "cpu") -> None:
+    """Train the trial `run` on `device` in this process, which ends with the process `parent` that started it."""
     if end_with(parent):
-        train(run, "cpu")
+        train(run, device)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--study", default="cpu", metavar="NAME")
     parser.add_argument("--sweeps", nargs="+", default=[], metavar="SWEEP", help="these alone")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count(), help="trials side by side")
+    parser.add_argument("--device", default="cpu", metavar="auto|cpu|cuda:N")
     parser.add_argument("--dry-run", action="store_true", help="print what is to be trained and stop")
     args = parser.parse_args(argv)
     if args.workers < 1:
@@ -49,14 +51,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         print("\n".join(f"{run.study}: {run.id}" for run in todo))
         return 0
-    return 1 if train_side_by_side(todo, args.workers) else 0
+    return 1 if train_side_by_side(todo, args.workers, args.device) else 0
 
 
-def train_side_by_side(todo: list[Run], workers: int) -> int:
-    """Train the runs `todo`, `workers` at a time, each in a fresh process. Print and count those that fail."""
+def train_side_by_side(todo: list[Run], workers: int, device: str = "cpu") -> int:
+    """Train the runs `todo` on `device`, `workers` at a time, each in a fresh process. Print and count those that
+    fail."""
     failed, context = 0, multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(train_trial, run, os.getpid()): run for run in todo}
+        waiting = {pool.submit(train_trial, run, os.getpid(), device): run for run in todo}
         for done in tqdm(as_completed(waiting), total=len(todo), unit="trial", disable=None):
             if error := done.exception():
                 failed += 1

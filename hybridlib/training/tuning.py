@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--study", default="cpu", metavar="NAME")
     parser.add_argument("--searches", nargs="+", default=[], metavar="SEARCH", help="these alone")
     parser.add_argument("--trials", type=int, help="stop a search after so many, in all")
+    parser.add_argument("--device", default="cpu", metavar="auto|cpu|cuda:N")
     args = parser.parse_args(argv)
     replace_unknown_characters()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         edges = [
             f"{path(study)}: {name}: {said}"
             for name, search in asked.items()
-            for said in tune(study, name, search, args.trials or search.trials)
+            for said in tune(study, name, search, args.trials or search.trials, args.device)
         ]
     except ValueError as error:  # ParameterError is one
         print(error, file=sys.stderr)
@@ -51,15 +52,16 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if edges else 0
 
 
-def tune(study: Study, name: str, search: Search, trials: int) -> list[str]:
+def tune(study: Study, name: str, search: Search, trials: int, device: str = "cpu") -> list[str]:
     """Go on with the `search` of `study`, called `name`, up to `trials`; return where its best lies at an edge.
 
-    Raises `RuntimeError` where a run could not be trained.
+    Its runs are trained on `device`. Raises `RuntimeError` where one could not be.
     """
     while len(rows := tried(study, name, search)) < trials:
         point = propose(search, rows)
         runs = trial(study, name, search, len(rows), point)
-        if train_side_by_side([run for run in runs if progress.run_state(run) != "complete"], len(runs)):
+        todo = [run for run in runs if progress.run_state(run) != "complete"]
+        if train_side_by_side(todo, len(runs), device):
             raise RuntimeError(f"{name}: a run of trial {len(rows)} failed; its settings are {point}")
         losses = {f"loss_{run.seed}": loss_of(RunFolder(progress.run_folder(run)).facts) for run in runs}
         row = pd.DataFrame([dict(trial=len(rows)) | point | losses])
