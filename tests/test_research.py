@@ -114,7 +114,7 @@ def yardsticks() -> Research:
 def test_muon_is_faster_where_its_step_costs_no_more_than_it_is_worth(fake_study, monkeypatch) -> None:
     """Its step costs 4, 2 and 1 of the hybrid's at 64, 256 and 1024 tokens; it is worth 0.955 of one."""
     rows = [
-        dict(study="fake", tokens=tokens, arm=arm, computed_step_s=cost)
+        dict(device="cpu: any", study="fake", tokens=tokens, arm=arm, computed_step_s=cost)
         for tokens, muon in ((64, 4.4), (256, 2.2), (1024, 1.1), (4096, 1.0))
         for arm, cost in (("baseline", 1.0), ("hybrid_tuned", 1.1), ("muon", muon))
     ]
@@ -125,9 +125,27 @@ def test_muon_is_faster_where_its_step_costs_no_more_than_it_is_worth(fake_study
     worth_ratio = executed.names["worths"]["muon"] / executed.names["worths"]["hybrid_tuned"]
     share = math.log(1 / worth_ratio) / math.log(1.1)  # of the way from 1024 to 4096 tokens, both by logarithm
     assert row["muon is faster from"] == f"about {round(1024 * 4**share, -2):.0f}"
-    crossing, step = executed.names["crossing"], executed.names["step"]
-    assert crossing(step, 5.0) == "fewer than 64" and crossing(step, 0.5) == "more than 4096"
+    assert row["size of, on"] == "fake, cpu"
+    said_of, step = executed.names["said_of"], executed.names["step"]
+    assert said_of(step, 5.0) == "fewer than 64" and said_of(step, 0.5) == "more than 4096"
     assert not executed.shown["step_by_tokens"].empty
+
+
+def test_a_few_settings_are_told_by_the_best_of_each(fake_study, monkeypatch) -> None:
+    rows = [
+        trial("equal_steps", "adamw-0.001", 4.9, 410, 410, None),
+        trial("equal_steps", "adamw-0.002", 4.8, 410, 410, None),
+    ]
+    rows += [
+        trial("equal_steps", "muon-0.001", 4.1, 410, 410, None),
+        trial("adamw_1000", "lr=0.001", 4.4, 1000, 1000, None),
+    ]
+    executed = run_chapter("10_research", fake_study, monkeypatch, found=Research(pd.DataFrame(rows), []))
+    assert executed.shown["few_settings"].frame.optimizer.tolist() == ["muon", "adamw", "adamw", "adamw"]
+    said = (
+        "after 410 computed steps `muon` at 4.100 and `adamw` at 4.800 and after 1,000 computed steps `adamw` at 4.400"
+    )
+    assert said in executed.shown["few_said"].content
 
 
 def test_the_three_yardsticks_say_what_computed_steps_are_worth(fake_study, monkeypatch) -> None:

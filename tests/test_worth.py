@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridlib.analysis.research import TRIAL_COLUMNS
-from hybridlib.analysis.worth import COLUMNS, equivalent_steps, ratio, standing, worth
+from hybridlib.analysis.worth import COLUMNS, change, crossing, equivalent_steps, of_all, paired, ratio, standing, worth
 
 LENGTHS = np.array([250.0, 410.0, 600.0, 800.0, 1000.0, 1300.0])
 
@@ -62,3 +62,29 @@ def test_the_standing_counts_standard_errors_of_the_paired_differences() -> None
     ours, theirs = pd.Series([1.0, 2.0, 3.0, 4.0]), pd.Series([1.1, 2.3, 3.1, 4.3])
     assert standing(ours, theirs) == pytest.approx(0.2 * 2 / np.std([0.1, 0.3, 0.1, 0.3], ddof=1))
     assert standing(theirs, ours) == pytest.approx(-standing(ours, theirs))
+
+
+def test_arms_are_paired_by_the_seeds_that_both_have_and_a_mean_is_of_all_seeds() -> None:
+    rows = [dict(arm="ours", seed=seed, held_out_loss=float(seed)) for seed in (1, 2, 3)]
+    rows += [dict(arm="theirs", seed=seed, held_out_loss=2.0 * seed) for seed in (3, 2, 4)]
+    ours, theirs = paired(pd.DataFrame(rows), "ours", "theirs")
+    assert ours.tolist() == [2.0, 3.0] and theirs.tolist() == [4.0, 6.0]
+    assert change(ours, theirs).value == pytest.approx(-50) and change(theirs, ours).value == pytest.approx(100)
+    assert not len(paired(pd.DataFrame(rows), "ours", "others")[0])
+    assert of_all(ours) == 2.5 and np.isnan(of_all(pd.Series([1.0, np.nan])))
+
+
+TOKENS = np.array([64.0, 256.0, 1024.0, 4096.0])
+
+
+@given(st.floats(65, 4095), st.floats(0.1, 2), st.floats(0.3, 3))
+def test_where_a_dear_step_pays_is_read_back_exactly(tokens: float, power: float, worth_ratio: float) -> None:
+    cost = worth_ratio * (TOKENS / tokens) ** -power
+    assert crossing(TOKENS, cost, worth_ratio) == pytest.approx(tokens, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cost", "found"), [([1, 1, 1, 1], 0.0), ([3, 3, 3, 3], np.inf), ([1, 3, 1, 1], np.nan), ([3, 1, 3, 1], np.nan)]
+)
+def test_a_crossing_is_said_only_where_there_is_one(cost: list[float], found: float) -> None:
+    np.testing.assert_equal(crossing(TOKENS, np.array(cost), 2.0), found)

@@ -17,7 +17,7 @@ NOISE = np.random.default_rng(0).normal(0, 0.004, len(SEEDS))
 
 
 def rows(arm: str, loss: float, steps: int = 410, worth: float = np.nan, spread: float = 1.0) -> pd.DataFrame:
-    alike = dict(arm=arm, base="", seed=SEEDS, computed_steps=steps, train_s=1.0)
+    alike = dict(arm=arm, base="", in_equal_time=steps != 410, seed=SEEDS, computed_steps=steps, train_s=1.0)
     return pd.DataFrame(alike | dict(held_out_loss=loss + spread * NOISE, equivalent_adamw_steps=worth * (1 + NOISE)))
 
 

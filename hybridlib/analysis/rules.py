@@ -14,7 +14,7 @@ from hybridlib.analysis.load import planned
 from hybridlib.study.arm import Strict
 from hybridlib.study.parameters import PARAMS, read_yaml, refusal
 from hybridlib.study.schema import Study
-from hybridlib.study.sweeps import YARDSTICK, sweeps
+from hybridlib.study.sweeps import EQUAL_TIME, YARDSTICK, sweeps
 
 
 class Part(Limits):
@@ -120,7 +120,7 @@ class PeersRule(Strict):
     """`arm` ends better than every one of `peers`, each tuned, with p below alpha over paired seeds.
 
     At equal wall-clock than all of them; after equal `computed_steps` than all but the `strongest`, and within
-    `within_pct` of that one. A peer that was run for two lengths has the other one at equal wall-clock.
+    `within_pct` of that one.
     """
 
     kind: Literal["peers"]
@@ -157,12 +157,21 @@ class Rules(Strict):
         return self
 
     def of(self, study: Study) -> dict[str, Criterion]:
-        """Return the criteria that `study` has: those about yardsticks where a sweep of it is one, those about another
-        study where it reads that one, and all the others."""
-        read, measured = (study.study, *study.also_reads), any(name.startswith(YARDSTICK) for name in sweeps(study))
-        lacking = {n for n, c in self.criteria.items() if isinstance(c, ScalesRule) and c.study not in read}
-        lacking |= {n for n, c in self.criteria.items() if isinstance(c, WorthRule | PeersRule) and not measured}
-        return {name: rule for name, rule in self.criteria.items() if name not in lacking}
+        """Return the criteria that `study` has: those about a yardstick, or about equal wall-clock, where it has such
+        sweeps, those about another study where it reads that one, and all the others."""
+        asked = sweeps(study)
+
+        def has(rule: Criterion) -> bool:
+            match rule:
+                case ScalesRule():
+                    return rule.study in (study.study, *study.also_reads)
+                case WorthRule():
+                    return YARDSTICK + rule.yardstick in asked
+                case PeersRule():
+                    return any(name.endswith(EQUAL_TIME) for name in asked)
+            return True
+
+        return {name: rule for name, rule in self.criteria.items() if has(rule)}
 
     def subject(self, study: Study) -> str:
         """Return the arm that chapters show in detail: the first measured criterion's, or where the plan of `study`

@@ -6,7 +6,9 @@ import pandas as pd
 from hybridlib.analysis import statistics
 from hybridlib.study.sweeps import COMPARED, EQUAL_TIME, YARDSTICK
 
-COLUMNS = ["arm", "base", "seed", "computed_steps", "held_out_loss", "equivalent_adamw_steps", "train_s"]
+COLUMNS = [
+    "arm", "base", "in_equal_time", "seed", "computed_steps", "held_out_loss", "equivalent_adamw_steps", "train_s",
+]  # fmt: skip
 
 
 def equivalent_steps(loss: float, steps: np.ndarray, losses: np.ndarray) -> float:
@@ -36,7 +38,7 @@ def worth(trials: pd.DataFrame) -> pd.DataFrame:
     compared = trials[trials.sweep.str.startswith(COMPARED)]
     found = compared.rename(columns=dict(trial="arm", real_steps="computed_steps"))
     base = found.sweep.str.removeprefix(COMPARED).str.removesuffix(EQUAL_TIME)
-    found = found.assign(base=base, equivalent_adamw_steps=np.nan)
+    found = found.assign(base=base, in_equal_time=found.sweep.str.endswith(EQUAL_TIME), equivalent_adamw_steps=np.nan)
     for sweep, runs in trials[trials.sweep.str.startswith(YARDSTICK)].groupby("sweep"):
         name = sweep.removeprefix(YARDSTICK)
         by_seed = {seed: one for seed, one in yardstick(trials, name).groupby("seed") if seed in set(runs.seed)}
@@ -65,6 +67,43 @@ def ratio(of: pd.DataFrame, yardstick: str = "adamw", alpha: float = statistics.
     """
     ratios = of[f"equivalent_{yardstick}_steps"] / of.computed_steps
     return statistics.ratio_effect(ratios, alpha) if len(ratios) and ratios.notna().all() else statistics.NO_ESTIMATE
+
+
+def of_all(values: pd.Series) -> float:
+    """Return the mean of `values`, one a seed; NaN where one is missing, which may be the worst."""
+    return float(values.mean(skipna=False))
+
+
+def paired(rows: pd.DataFrame, ours: str, theirs: str) -> tuple[pd.Series, pd.Series]:
+    """Return the held-out losses of two arms of `rows`, which `worth` returned, (n,) each: the seeds that both have."""
+    losses = rows.pivot(index="seed", columns="arm", values="held_out_loss").reindex(columns=[ours, theirs]).dropna()
+    return losses[ours], losses[theirs]
+
+
+def change(of: pd.Series, against: pd.Series) -> statistics.Effect:
+    """Return by how many per cent the losses `of` an arm lie above those they are held `against`, (n,) each, paired."""
+    return statistics.mean_effect(100 * (of / against - 1))
+
+
+def crossing(tokens: np.ndarray, cost: np.ndarray, worth_ratio: float) -> float:
+    """Return from how many tokens a step on an optimizer has the same loss sooner than another.
+
+    It has where its step costs no more than it is worth. Between the batches that were timed the cost is taken to be a
+    power of the tokens. 0 where it is sooner at all of them, infinite where at none, NaN where it does not stay so.
+
+    Args:
+        tokens: a step, (n,), rising.
+        cost: of its step, over the other's, (n,).
+        worth_ratio: what its step is worth, over what the other's is.
+    """
+    sooner = cost <= worth_ratio
+    at = int(np.argmax(sooner))
+    if not sooner.any() or sooner.all():
+        return 0.0 if sooner.any() else np.inf
+    if at == 0 or not sooner[at:].all():
+        return np.nan
+    between = slice(at - 1, at + 1)
+    return float(np.exp(np.interp(-np.log(worth_ratio), -np.log(cost[between]), np.log(tokens[between]))))
 
 
 def standing(ours: pd.Series, theirs: pd.Series) -> float:

@@ -64,7 +64,7 @@ def _against(
     rows: pd.DataFrame, rule: r.PeersRule, ours: pd.Series, peer: str, at_clock: bool, alpha: float
 ) -> CriterionVerdict:
     """Return the verdict on one `peer`, `at_clock` at equal wall-clock, else after equal computed steps."""
-    its = rows[(rows.arm == peer) & ((rows.computed_steps != rule.computed_steps) == at_clock)]
+    its = rows[(rows.arm == peer) & (rows.in_equal_time if at_clock else rows.computed_steps == rule.computed_steps)]
     theirs = its.set_index("seed").held_out_loss.reindex(ours.index)
     when = "equal wall-clock" if at_clock else f"{rule.computed_steps} computed steps"
     what = f"{rule.arm} against {peer} at {when}"
