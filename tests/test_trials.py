@@ -5,6 +5,7 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from hybridlib.study import progress, sweeps
@@ -38,6 +39,14 @@ def test_every_trial_is_trained_and_none_twice(tiny: Path, capsys: pytest.Captur
     assert gains == [0.5, 1.0] and "2 trials, 2 to train" in capsys.readouterr().out
     assert trials.main([*command, "--dry-run"]) == 0
     assert "2 trials, 0 to train" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA GPU")
+def test_a_device_that_is_not_there_is_named_and_nothing_is_left(tiny: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["--study", str(tiny / "tiny.yaml"), "--workers", "1", "--device", "cuda:0"]
+    assert trials.main(command) == 1
+    assert "device cuda:0: this machine has no usable CUDA GPU; use cpu or auto" in capsys.readouterr().out
+    assert not list(tiny.rglob("run.json"))
 
 
 def test_an_unknown_sweep_is_refused_with_the_names_that_there_are(tiny: Path, capsys: pytest.CaptureFixture) -> None:

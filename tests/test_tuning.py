@@ -128,8 +128,9 @@ def test_every_arm_is_judged_after_as_many_computed_steps(name: str) -> None:
 # A run that a search decided -> the search: arms of the study, and the yardstick where another search is nearer.
 DECIDED = {name: (STUDY.run(name, STUDY.judged, STUDY.seeds[0]), name) for name in SEARCHES if name in STUDY.arms}
 DECIDED |= {
-    f"yardstick of {run.steps}": (run, "adamw_1000" if run.steps >= 800 else "adamw")
-    for run in sweeps.runs(STUDY, "yardstick_adamw", sweeps.sweeps(STUDY)["yardstick_adamw"])
+    f"{name} of {run.steps}": (run, "adamw_1000" if run.steps >= 800 else name)
+    for name in ("adamw", "muon")
+    for run in sweeps.runs(STUDY, f"yardstick_{name}", sweeps.sweeps(STUDY)[f"yardstick_{name}"])
 }
 
 

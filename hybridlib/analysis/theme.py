@@ -14,7 +14,7 @@ COLOURS = dict(
     baseline=BLACK, hybrid=BLUE, memory_optimized=GREEN, hold=ORANGE, sham=VERMILLION, baseline_bf16=GREY,
     hybrid_bf16=SKY, hybrid_accumulation=PURPLE, hybrid_offload=YELLOW, spectral=BLUE, nesterov=PURPLE, linear=SKY,
     drift=GREEN, ridge=BLACK, dmd=GREY, wnn=YELLOW, hybrid_tuned=SKY, adamw=BLACK, muon=PURPLE,
-    soap=GREEN, schedule_free=GREY, lookahead=YELLOW, soap_10=ORANGE, over_muon=VERMILLION,
+    soap=GREEN, schedule_free=GREY, lookahead=YELLOW, soap_10=ORANGE, over_muon=VERMILLION, snoo=GREY,
     warmup=GREY, full=BLUE, predict=ORANGE, correct=GREEN, PASS=GREEN, FAIL=VERMILLION, INCONCLUSIVE=GREY,
 )  # fmt: skip
 SPARE = (SKY, PURPLE, YELLOW, GREY)  # for names that are not above, in the order of their appearance

@@ -1,4 +1,4 @@
-"""The report chapter as PDF, HTML and Markdown, through nbconvert; `notebooks/templates/` shapes the first two."""
+"""The report chapter as PDF, HTML and Markdown, through nbconvert; `notebooks/templates/` shapes them."""
 
 import os
 import re
@@ -17,6 +17,7 @@ from nbconvert.utils.pandoc import PandocMissing
 from nbformat import NotebookNode
 from traitlets.config import Config
 
+from hybridlib.study.citations import cited, cited_markdown
 from hybridlib.study.parameters import ROOT
 from hybridlib.study.records import RunFolder
 from hybridlib.study.storage import write_atomically
@@ -37,7 +38,7 @@ CAPTION = re.compile(  # in its .aux: kind, number, text, page
 SHOWN = {
     "pdf": ["text/latex", "text/markdown", "text/plain"],
     "html": ["application/vnd.vegalite.v5+json", "text/html", "text/markdown", "image/png", "text/plain"],
-    "markdown": ["text/markdown", "text/plain"],
+    "plain": ["text/markdown", "text/plain"],
 }
 
 
@@ -55,7 +56,7 @@ def export(folder: Path, notebook: Path) -> None:
     report = with_report_forms(nbformat.read(notebook, as_version=4))
     report.cells = without_empty(report.cells)
     report.metadata["date"] = f"{written:%Y-%m-%d}"
-    markdown, _ = converter(MarkdownExporter, "markdown").from_notebook_node(report)
+    markdown, _ = converter(MarkdownExporter, "plain").from_notebook_node(report)
     write_atomically(folder / MARKDOWN, markdown)
     try:
         bundle = {"vega_bundle": vl_convert.javascript_bundle()}
@@ -86,6 +87,7 @@ def converter(exporter: type[TemplateExporter], template: str) -> TemplateExport
         config=config,
         extra_template_basedirs=[str(TEMPLATES)],
         template_name=template,
+        filters=dict(cited=cited, cited_markdown=cited_markdown),
         exclude_input=True,
         exclude_input_prompt=True,
         exclude_output_prompt=True,
