@@ -75,7 +75,10 @@ def of_all(values: pd.Series) -> float:
 
 
 def paired(rows: pd.DataFrame, ours: str, theirs: str) -> tuple[pd.Series, pd.Series]:
-    """Return the held-out losses of two arms of `rows`, which `worth` returned, (n,) each: the seeds that both have."""
+    """Return the held-out losses of the arms `ours` and `theirs`, (n,) each, over the seeds that both have.
+
+    `rows` are some of what `worth` returned.
+    """
     losses = rows.pivot(index="seed", columns="arm", values="held_out_loss").reindex(columns=[ours, theirs]).dropna()
     return losses[ours], losses[theirs]
 
