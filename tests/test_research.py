@@ -131,6 +131,16 @@ def test_muon_is_faster_where_its_step_costs_no_more_than_it_is_worth(fake_study
     assert not executed.shown["step_by_tokens"].empty
 
 
+def test_a_yardstick_is_drawn_where_no_arm_lies_on_it(fake_study, monkeypatch) -> None:
+    rows = [
+        trial("yardstick_adamw", "1000", 4.4, 1000, 1000, None),
+        trial("worth_of_muon", "muon", 4.1, 410, 410, None),
+    ]
+    executed = run_chapter("10_research", fake_study, monkeypatch, found=Research(pd.DataFrame(rows), []))
+    assert not executed.shown["worth_curve"].empty
+    assert executed.table("worth_table", "arm")["steps of AdamW"].tolist() == ["–"]
+
+
 def test_a_few_settings_are_told_by_the_best_of_each(fake_study, monkeypatch) -> None:
     rows = [
         trial("equal_steps", "adamw-0.001", 4.9, 410, 410, None),
