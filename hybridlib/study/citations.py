@@ -1,6 +1,7 @@
 """Markdown through pandoc, which resolves citations such as `[@kingma2015]` from `notebooks/references.bib`."""
 
 import re
+from functools import cache
 
 from nbconvert.filters import convert_pandoc
 from nbconvert.utils.pandoc import PandocMissing
@@ -10,8 +11,13 @@ from hybridlib.study.parameters import ROOT
 REFERENCES = ROOT / "notebooks" / "references.bib"
 CITATION = re.compile(r"(?<![\w.])-?@[a-z]\w*\d{4}")  # a key is a name and a year
 LIST = "{#refs}"  # marks where the list of references is to stand
-ALL = "---\nnocite: '@*'\n---\n\n"
 PLAIN = "markdown_strict+tex_math_dollars+pipe_tables"  # Markdown that every reader of it knows
+
+
+@cache
+def references() -> str:
+    """Return all of REFERENCES as metadata that stands before a text. pandoc opens no file: it takes names for URLs."""
+    return convert_pandoc(REFERENCES.read_text(encoding="utf-8"), "biblatex", "markdown", extra_args=["--standalone"])
 
 
 def cited(text: str, form: str, *options: str) -> str:
@@ -19,12 +25,11 @@ def cited(text: str, form: str, *options: str) -> str:
 
     Each links to its entry in the list of references, which stands where the text has LIST. Raises `PandocMissing`.
     """
-    if LIST in text:
-        options += ("--citeproc", f"--bibliography={REFERENCES}")
-        text = ALL + text
-    elif CITATION.search(text):
-        options += ("--citeproc", f"--bibliography={REFERENCES}", "--metadata=suppress-bibliography")
-    return convert_pandoc(text, "markdown", form, extra_args=[*options, "--metadata=link-citations"])
+    if LIST in text or CITATION.search(text):
+        options += ("--citeproc", "--metadata=link-citations")
+        options += () if LIST in text else ("--metadata=suppress-bibliography",)
+        text = f"{references()}\n\n{text}"
+    return convert_pandoc(text, "markdown", form, extra_args=[*options])
 
 
 def cited_markdown(text: str) -> str:
