@@ -102,7 +102,7 @@ def test_smoke_delivers_the_report_in_every_form(smoke):
         assert section.lower() in pdf.lower(), section
     html = (folder / "report.html").read_text()
     assert not re.search(r"<(?:script|link|img|iframe)[^>]*(?:src|href)=[\"']https?:", html)
-    assert html.count("vegaEmbed(document.currentScript") >= 8
+    assert html.count("draw(document.currentScript") >= 8
     links = re.findall(r"!\[[^]]*\]\(([^)]*)\)", (folder / export.MARKDOWN).read_text())
     assert len(links) >= 8 and all((folder / link).is_file() for link in links)
     for link in links:

@@ -3,7 +3,9 @@
 import re
 import shutil
 import subprocess
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import altair as alt
@@ -15,19 +17,21 @@ from nbconvert.utils import pandoc
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from hybridlib.analysis.show import PIPELINE, Shown
-from hybridlib.study import export
+from hybridlib.study import export, typesetting
 from hybridlib.study.export import without_empty
 
 CHARACTERS = "α β γ η μ σ Δ × ≤ ≥ ≈ ± − – → ∞ √ ² ½ … “ ”"
 CAPTION = "Loss against step: 3 % & 5_000 tokens, Δ ≤ 1 %"
 TITLE = "A report of 100 % & more"
+REFERRING = "It is as [the second](#figure-again) and [the arms](#table-arms) show, and [no figure](#figure-none)."
 
 
 def shown(content: object, name: str, caption: str, folder: Path) -> nbformat.NotebookNode:
     """A cell of the report that shows what a chapter saved, with outputs as a kernel sends them."""
     one = Shown.of(content, name, caption, "Read it so.", "06_benchmark")
     one.save(folder / "shown", content)
-    formats = [DisplayFormatter().format(part) for part in (one.displayed, one.explained(link=True))]
+    parts = (one.displayed(one.chapter), one.explained(link=True))
+    formats = [DisplayFormatter().format(part) for part in parts]
     outputs = [new_output("display_data", data=data, metadata=metadata) for data, metadata in formats]
     return new_code_cell("hidden_code()", outputs=outputs)
 
@@ -35,7 +39,8 @@ def shown(content: object, name: str, caption: str, folder: Path) -> nbformat.No
 def notebook(folder: Path, *cells: nbformat.NotebookNode) -> Path:
     """An executed notebook in a study's folder: a title, then the cells."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = new_notebook(cells=[new_markdown_cell(f"# {TITLE}"), *cells], metadata={"title": TITLE})
+    about = {"title": TITLE, "subject": "What is 100 %", "keywords": "a, b", "authors": [{"name": "N. N."}]}
+    content = new_notebook(cells=[new_markdown_cell(f"# {TITLE}"), *cells], metadata=about)
     nbformat.write(content, folder / "executed.ipynb")
     return folder / "executed.ipynb"
 
@@ -54,6 +59,7 @@ def study(tmp_path_factory) -> Iterator[Path]:
             f"## Summary of {CHARACTERS}\n\nPlain `code_α` and $p < \\alpha$; **C1**.\n\n| a | b |\n|--|--|\n| 1 | 2 |"
         ),
         shown(chart, "loss", CAPTION, folder),
+        new_markdown_cell(REFERRING),
         shown(chart, "again", "A second figure", folder),
         shown(frame, "arms", "Arms & more", folder),
     ]
@@ -71,11 +77,31 @@ def test_pdf_holds_every_character_caption_and_cell(study):
     text = pdf_text(study)
     for character in CHARACTERS.split():
         assert character in text, character
-    assert f"Figure 1: {CAPTION}" in text and "Figure 2: A second figure" in text
+    assert f"Figure 1: {CAPTION} Read it so. Chapter 06," in text and "Figure 2: A second figure" in text
     assert "Table 1: Arms & more" in text, "the table without a caption takes no number"
+    assert "as Figure 2 and Table 1 show, and no figure" in text
     assert TITLE in text and "memory_optimized" in text and "code_α" in text
     assert "hidden_code" not in text
     assert text.count(TITLE) == 1, "the notebook's heading is the title, not a section too"
+
+
+def test_pdf_has_metadata_bookmarks_and_alternative_texts(study):
+    about = subprocess.run(["pdfinfo", str(study / "report.pdf")], capture_output=True, text=True).stdout
+    assert re.search(rf"Title: +{TITLE}", about) and re.search("Subject: +What is 100 %", about)
+    assert re.search(r"Author: +N\. N\.", about) and re.search("Keywords: +a, b", about)
+    content = inflated((study / "report.pdf").read_bytes())
+    assert b"/Outlines" in content and content.count(b"/Alt") == 2
+    texts = [re.sub(rb"\\(\d{3})", lambda code: bytes([int(code[1], 8)]), text) for text in content.split(b"/Alt(")[1:]]
+    assert texts[0].startswith(f"\ufeff{CAPTION}".encode("utf-16-be"))
+
+
+def inflated(pdf: bytes) -> bytes:
+    """The bytes of a PDF with its compressed streams unpacked."""
+    found = [pdf]
+    for stream in re.findall(rb"stream\r?\n(.*?)endstream", pdf, re.DOTALL):
+        with suppress(zlib.error):
+            found.append(zlib.decompressobj().decompress(stream))
+    return b"\n".join(found)
 
 
 def test_pdf_figures_are_vectors_and_fonts_are_embedded(study):
@@ -99,10 +125,10 @@ def test_html_stands_alone(study):
         r"<(?:script|link|img|iframe)\b[^>]*>", re.sub(r"(<script>).*?(</script>)", r"\1\2", html, flags=re.S)
     )
     loaded = [where for tag in tags for where in re.findall(r'(?:src|href)="([^"]*)"', tag)]
-    assert all(where.startswith("data:image/png;base64,") for where in loaded)
+    assert all(where.startswith(("data:image/png;base64,", "data:,")) for where in loaded)
     assert "@import" not in html and "url(http" not in html
     assert html.count("vegaEmbed=") == 1, "the libraries are embedded once"
-    assert html.count("vegaEmbed(document.currentScript") == 2
+    assert html.count("draw(document.currentScript") == 2
     assert len(re.findall(r"<noscript>\s*<img[^>]*data:image/png", html)) == 2
 
 
@@ -110,6 +136,9 @@ def test_html_holds_text_formulas_and_captions_and_no_code(study):
     html = (study / "report.html").read_text()
     assert "<math" in html and "$p <" not in html
     assert html.count(CAPTION.replace("&", "&amp;")) >= 1
+    assert 'as <a href="#figure-again">Figure 2</a> and <a href="#table-arms">Table 1</a> show, and no figure' in html
+    assert '<figure id="figure-again">' in html and '<div class="table" id="table-arms">' in html
+    assert html.count('<a href="notebooks/06_benchmark.ipynb">') == 3 and '<a href="shown/again.csv">' in html
     assert "&lt;script&gt;5 &amp; 6" in html
     assert "hidden_code" not in html
 
@@ -117,6 +146,7 @@ def test_html_holds_text_formulas_and_captions_and_no_code(study):
 def test_markdown_links_the_plots_by_relative_paths(study):
     text = (study / export.MARKDOWN).read_text()
     links = re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
+    assert "*Figure 2. A second figure*" in text and "*Table 1. Arms & more*" in text
     assert links == ["shown/loss.png", "shown/again.png"]
     assert all((study / link).is_file() for link in links)
     assert text.lstrip().startswith(f"# {TITLE}") and "| memory_optimized |" in text
@@ -163,7 +193,12 @@ def test_what_is_larger_than_its_page_is_an_error_that_names_it(tmp_path, conten
 
 def test_what_is_hardly_larger_than_its_page_is_none() -> None:
     log = "Overfull \\hbox ({}pt too wide) in paragraph at lines 1--2"
-    assert [len(export.overfull(log.format(points), "", "")) for points in ("0.9", "1.0", "1.1")] == [0, 0, 1]
+    assert [len(typesetting.overfull(log.format(points), "", "")) for points in ("0.9", "1.0", "1.1")] == [0, 0, 1]
+
+
+def test_type_that_is_too_small_is_an_error_that_names_the_table() -> None:
+    log = "Shrunk {arms} from 800.0pt to 455.0pt\nShrunk {runs} from 500.0pt to 455.0pt"
+    assert typesetting.too_small(log) == ["table arms: too wide for its page: its type would be 5.1 pt"]
 
 
 def test_a_long_table_breaks_over_pages_and_repeats_its_head(tmp_path, monkeypatch):
@@ -207,7 +242,9 @@ def test_what_has_no_records_is_left_out_with_its_reading_and_its_section(tmp_pa
     second = [new_markdown_cell("### Not run\n\nWith an introduction."), nothing, nothing]
     third = [new_markdown_cell("## Words alone")]
     found = without_empty([*first, *second, *third])
-    assert found == [*first[:3], new_code_cell("", id=both.id, outputs=something.outputs), *third]
+    table = something.outputs[:1]  # what a notebook's reader is told beside it stands in its caption
+    one, other = (new_code_cell(cell.source, id=cell.id, outputs=table) for cell in (something, both))
+    assert found == [first[0], one, words, other, *third]
 
 
 def test_a_report_of_damaged_records_is_dated_by_the_others(fake_study) -> None:

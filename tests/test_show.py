@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 
 import altair as alt
 import IPython.display
@@ -9,10 +10,10 @@ import pandas as pd
 import pytest
 from chapter import definitions
 
+from hybridlib.analysis.latex import LATEX, escaped
 from hybridlib.analysis.results import Evidence, keep_frame
 from hybridlib.analysis.series import smoothed_lines
 from hybridlib.analysis.show import PIPELINE, Displayed, Show, Shown
-from hybridlib.analysis.wording import LATEX, escaped
 
 CAPTION = "Loss of memory_optimized, 5 % & more"
 FRAME = pd.DataFrame({"an arm": ["a_b", "c|d"], "share (%)": ["5 %", "<1"]})
@@ -46,11 +47,18 @@ def test_a_figure_has_every_form_that_a_reader_needs(show, displayed, tmp_path) 
     assert png == (files / "name.png").read_bytes() and png.startswith(b"\x89PNG")
     assert (files / "name.pdf").read_bytes().startswith(b"%PDF") and "<svg" in (files / "name.svg").read_text()[:200]
     assert "text/markdown" not in data, "a viewer would prefer it to the picture, and not find the file"
-    report = metadata["report"]
-    assert r"\caption{Loss of memory\_optimized, 5 \% \& more}" in report["text/latex"]
-    assert r"{shown/name.pdf}" in report["text/latex"] and "[H]" in report["text/latex"]
-    assert report["text/markdown"].startswith(f"![{CAPTION}](shown/name.png)")
-    assert metadata["caption"] == CAPTION and reading.bundle["text/markdown"] == "Read it so."
+    assert r"\caption[{Loss of memory\_optimized, 5 \% \& more}]" in metadata["latex_caption"]
+    assert metadata["caption"] == CAPTION and metadata["kind"] == "figure" and 0 < metadata["width"] <= 1
+    assert reading.bundle["text/markdown"] == "Read it so." and reading.about["kind"] == "aside"
+
+
+def test_a_figures_data_are_a_csv_one_set_after_the_other(show, tmp_path) -> None:
+    show(chart(), "one", CAPTION, "Read it so.")
+    assert pd.read_csv(tmp_path / "shown/one.csv").to_dict("list") == {"x": [1, 2], "y": [3, 4]}
+    other = alt.Chart(pd.DataFrame({"x": [5], "name": ["a"]})).mark_point().encode(x="x:Q", y="name:N")
+    show(alt.hconcat(chart(), other, chart()), "three", CAPTION, "Read it so.")
+    found = pd.read_csv(tmp_path / "shown/three.csv")
+    assert found.data_set.tolist() == [1, 1, 2] and found.x.tolist() == [1, 2, 5], "the same data stand there once"
 
 
 def test_the_same_chart_gives_the_same_files(show, tmp_path) -> None:
@@ -69,13 +77,13 @@ def test_the_report_shows_what_a_chapter_saved_with_a_link_to_it(show, displayed
     for name in ("figure", "table", "sentence"):
         show(name)
     figure, reading, table, link, sentence = displayed
-    assert [figure._repr_mimebundle_(), table._repr_mimebundle_(), sentence._repr_mimebundle_()] == [
-        before[0],
-        before[2],
-        before[3],
-    ]
+    for now, then in zip((figure, table, sentence), (before[0], before[2], before[3])):
+        assert now.bundle | {"text/latex": ""} == then[0] | {"text/latex": ""}
+        assert now.about.get("chapter", "") == ("06_benchmark" if now.about else "")
+    where = r"\href{notebooks/06_benchmark.ipynb}{Chapter 06, benchmark}."
+    assert where in figure.about["latex_caption"] and where in table.bundle["text/latex"]
     assert reading.bundle["text/markdown"] == "Read it so, with {braces}. [Chapter 06, benchmark](06_benchmark.ipynb)."
-    assert link.report["text/markdown"] == "[Chapter 06, benchmark](notebooks/06_benchmark.ipynb)."
+    assert link.bundle["text/markdown"] == "[Chapter 06, benchmark](06_benchmark.ipynb)."
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"name": "x"}'])
@@ -113,7 +121,7 @@ def test_a_figure_needs_to_be_read(show) -> None:
 
 
 def forms(frame: pd.DataFrame) -> Displayed:
-    return Shown.of(frame, "name", CAPTION, "", "").displayed
+    return Shown.of(frame, "name", CAPTION, "", "").displayed()
 
 
 def test_a_table_is_escaped_in_every_format(show, tmp_path) -> None:
@@ -131,6 +139,19 @@ def test_long_cells_wrap_and_numbers_are_set_right() -> None:
     assert r"\begin{tabular}{lr>{\raggedright\arraybackslash}p{" in forms(frame).bundle["text/latex"]
 
 
+def test_a_verdict_can_be_coloured() -> None:
+    page = forms(pd.DataFrame({"criterion": ["C1", "C2"], "verdict": ["PASS", "FAIL"]})).bundle["text/html"]
+    assert re.findall(r'<td[^>]*class="[^"]*\b(PASS|FAIL)"', page) == ["PASS", "FAIL"]
+
+
+def test_a_table_that_would_shrink_too_much_is_turned() -> None:
+    wide = pd.DataFrame({f"a column {at}": ["1.234567 ± 0.1"] for at in range(12)})
+    assert r"\begin{sidewaystable}" in forms(wide).bundle["text/latex"]
+    long = pd.concat([wide] * 40)
+    assert forms(long).bundle["text/latex"].startswith(r"\begin{landscape}")
+    assert r"\begin{table}[htbp]" in forms(wide.iloc[:, :4]).bundle["text/latex"]
+
+
 def test_a_table_without_rows_is_a_row_of_dashes_and_empty() -> None:
     found = forms(pd.DataFrame(columns=["a", "b"]))
     assert "– & –" in found.bundle["text/latex"] and found.empty
@@ -143,7 +164,6 @@ def test_a_figure_of_no_records_is_empty_and_one_of_some_is_not() -> None:
         for frame in (losses, losses.head(0))
     ]
     assert [one.empty for one in shown] == [False, True]
-    assert [one.explained(link=True).empty for one in shown] == [False, True]
     assert "no records to draw" in json.dumps(shown[1].content)
 
 

@@ -156,10 +156,12 @@ def _panel(
     reached = small(effects[effects.value > 0] if ratio else effects)
     each = alt.Chart(small(dots[dots.value > 0] if ratio else dots)).mark_point(size=26, strokeWidth=1)
     low = alt.X("low:Q", title=m.axis, scale=scale)
-    intervals = alt.Chart(reached.dropna(subset="low")).mark_rule(strokeWidth=3, opacity=0.5)
+    intervals = reached.dropna(subset="low")  # a single seed has none
     points = alt.Chart(reached).mark_point(filled=True, size=70, opacity=1, stroke=BLACK, strokeWidth=0.5)
     layers = [alt.Chart(pd.DataFrame({"value": [plain]})).mark_rule(color="#888888").encode(x=x)]
-    layers += [intervals.encode(x=low, x2="high:Q", y=y, color=paint)]
+    if len(intervals):
+        rules = alt.Chart(intervals).mark_rule(strokeWidth=3, opacity=0.5)
+        layers.append(rules.encode(x=low, x2="high:Q", y=y, color=paint))
     layers += [part.encode(x=x, y=y, color=paint) for part in (each, points)]
     if ratio and len(missed := effects[effects.value == 0]):
         words = alt.Chart(missed.assign(value=plain, said="target not reached")[["arm", "value", "said"]])

@@ -104,7 +104,7 @@ def readme_figures(studies: dict[str, dict[str, Any]]) -> str:
     told = []
     for name, of in studies.items():
         saved = [Show(OUTPUTS / name).saved(part) for part in ("abstract", "headline")]
-        told += [f"**{name}.** " * (it.kind == "text") + it.displayed.bundle["text/markdown"] for it in saved if it]
+        told += [f"**{name}.** " * (it.kind == "text") + it.displayed().bundle["text/markdown"] for it in saved if it]
         if (made := of.get("numerics")) != NUMERICS:
             told.append(f"*Made under {'an older NUMERICS' if made is None else f'NUMERICS {made}'}; now {NUMERICS}.*")
     rows = [

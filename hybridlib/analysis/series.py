@@ -5,6 +5,7 @@ import pandas as pd
 
 from hybridlib.analysis.load import KEYS
 from hybridlib.analysis.theme import (
+    BLACK,
     BLUE,
     ORANGE,
     PURPLE,
@@ -16,6 +17,7 @@ from hybridlib.analysis.theme import (
     in_order,
     small,
     thinned,
+    zoomed,
 )
 from hybridlib.study.records import PHASES
 
@@ -75,7 +77,7 @@ def smoothed_lines(
     lines = alt.Chart(rows[["arm", "seed", "step", "value"]]).mark_line(strokeWidth=1.3)
     y = alt.Y("value:Q", title=title, scale=scale)
     paint = colour("arm", in_order(rows, "arm"))
-    return lines.encode(x=alt.X("step:Q", title="nominal step"), y=y, color=paint, detail="seed:N")
+    return zoomed(lines.encode(x=alt.X("step:Q", title="nominal step"), y=y, color=paint, detail="seed:N"))
 
 
 @drawn
@@ -95,17 +97,27 @@ def fault_recovery(near: pd.DataFrame) -> alt.TopLevelMixin:
 
 @drawn
 def phase_timeline(steps: pd.DataFrame) -> alt.TopLevelMixin:
-    """Draw the phases in `steps`, a strip a run; below, each arm's shares of steps and of seconds."""
+    """Draw the phases in `steps`, a strip a run; above, the loss of the computed steps, for those nominal steps alone
+    that a reader has marked on the strips; below, each arm's shares of steps and of seconds.
+    """
     segments = phase_segments(steps)
     segments["run"] = segments.arm + ", seed " + segments.seed.astype(str)
-    phases = colour("phase", list(PHASES))
+    phases, marked = colour("phase", list(PHASES)), alt.selection_interval(encodings=["x"])
+    losses = small(steps[(steps.real == 1) & steps.loss.notna()])[["arm", "seed", "step", "loss"]]
+    loss = alt.Chart(losses).mark_line(clip=True, strokeWidth=0.8, color=BLACK, opacity=0.7).encode(
+        x=alt.X("step:Q", title=None, scale=alt.Scale(nice=False, domain=marked)),
+        y=alt.Y("loss:Q", title="training loss (nats)", scale=_CLOSE),
+        detail=["arm:N", "seed:N"],
+    )  # fmt: skip
+    loss = loss.properties(width=WIDTH - 80, height=110)
     x = alt.X("start:Q", title="nominal step", scale=alt.Scale(nice=False))
     strips = alt.Chart(segments[["run", "phase", "start", "end"]]).mark_bar(height=15)
-    strips = strips.encode(x=x, x2="end:Q", y=alt.Y("run:N", title=None), color=phases)
+    strips = strips.encode(x=x, x2="end:Q", y=alt.Y("run:N", title=None), color=phases).add_params(marked)
     shares = phase_shares(steps).melt(["arm", "phase"], ["steps", "seconds"], "of", "share")
     shares = shares.assign(row=shares.arm + ", " + shares.of, order=shares.phase.map(PHASES.index))
     x = alt.X("share:Q", title="share of the run", stack="normalize", axis=alt.Axis(format="%"))
     bars = alt.Chart(small(shares)).mark_bar(height=15)
     bars = bars.encode(x=x, order="order:O", y=alt.Y("row:N", title=None, sort=None), color=phases)
     rows = ((strips, segments.run.nunique()), (bars, shares.row.nunique()))
-    return alt.vconcat(*(chart.properties(width=WIDTH - 80, height=22 * count) for chart, count in rows))
+    parts = (chart.properties(width=WIDTH - 80, height=22 * count) for chart, count in rows)
+    return alt.vconcat(*[loss] * (len(losses) > 0), *parts)

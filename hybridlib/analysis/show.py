@@ -3,10 +3,10 @@
 import html
 import json
 import os
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +16,8 @@ import pandas as pd
 import vl_convert as vlc
 from PIL import Image
 
+from hybridlib.analysis.latex import caption_of, latex_table
 from hybridlib.analysis.theme import NO_RECORDS, TEXT_WIDTH_PX
-from hybridlib.analysis.wording import escaped, latex_table
 from hybridlib.study.plan import PIPELINE
 from hybridlib.study.storage import write_atomically
 
@@ -25,6 +25,7 @@ from hybridlib.study.storage import write_atomically
 JUPYTERLAB_SCHEMA = "https://vega.github.io/schema/vega-lite/v5.20.1.json"
 VEGALITE = "application/vnd.vegalite.v5+json"
 PNG_SCALE = 2
+VERDICTS = ("PASS", "FAIL", "INCONCLUSIVE")  # cells that a page may colour
 
 Content = alt.TopLevelMixin | pd.DataFrame | str
 
@@ -42,14 +43,12 @@ def keep_file(file: Path, content: str | bytes | None) -> None:
 class Displayed:
     """One content in several mime types, the `bundle`, of which each front end takes the best it knows.
 
-    `report` holds the forms that only the report's exporters may see: other readers of a notebook would prefer them to
-    the picture, and find no file at their end. A report leaves out what is `empty`: it has no record in it. `caption`
-    stands under a figure.
+    `about` says what it is, for the report's exporters: name, kind, caption and more. A report leaves out what is
+    `empty`: it has no record in it.
     """
 
     bundle: dict[str, Any]
-    caption: str = ""
-    report: dict[str, str] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
     empty: bool = False
 
     @classmethod
@@ -58,7 +57,7 @@ class Displayed:
         return cls({"text/markdown": text, "text/plain": text}, **more)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        return self.bundle, dict(caption=self.caption, report=self.report, empty=self.empty)
+        return self.bundle, self.about | dict(empty=self.empty)
 
 
 @dataclass(frozen=True)
@@ -96,57 +95,62 @@ class Shown:
     def frame(self) -> pd.DataFrame:
         return pd.DataFrame(self.content["rows"], columns=self.content["columns"])
 
-    @cached_property
-    def displayed(self) -> Displayed:
-        """Return every form that a reader may meet it in."""
+    def displayed(self, chapter: str = "") -> Displayed:
+        """Return every form that a reader may meet it in; a report's says which `chapter` it comes from."""
         if self.kind == "text":
             return Displayed.markdown(self.content, empty=self.empty)
-        if self.kind == "table":
-            text = self.frame if len(self.frame) else pd.DataFrame([dict.fromkeys(self.frame, "–")])
-            page = text.style.hide(axis="index").set_caption(html.escape(self.caption)).format(escape="html")
-            cells = text.map(lambda cell: cell.replace("|", "¦")).to_markdown(index=False, disable_numparse=True)
-            forms = {"text/html": page.to_html(table_uuid=self.name), "text/latex": latex_table(text, self.caption)}
-            forms |= {"text/markdown": f"*{self.caption}*\n\n{cells}"}
-            forms |= {"text/plain": f"{self.caption}\n{text.to_string(index=False)}"}
-            return Displayed(forms, self.caption, empty=self.empty)
-        png, width_px = picture(self.content)
-        share = min(1.0, width_px / TEXT_WIDTH_PX)
-        graphics = rf"\includegraphics[width={share:.3f}\linewidth]{{shown/{self.name}.pdf}}"
-        caption = rf"\caption{{{escaped(self.caption)}}}"
-        latex = "\n".join([r"\begin{figure}[H]", r"\centering", graphics, caption, r"\end{figure}"])
-        markdown = f"![{self.caption}](shown/{self.name}.png)\n\n*{self.caption}*"
-        forms = {VEGALITE: self.content | {"$schema": JUPYTERLAB_SCHEMA}, "image/png": b64encode(png).decode()}
-        forms |= {"text/plain": f"Figure {self.name}: {self.caption}"}
-        return Displayed(forms, self.caption, {"text/latex": latex, "text/markdown": markdown}, self.empty)
+        about = dict(kind=self.kind, name=self.name, caption=self.caption, reading=self.reading, chapter=chapter)
+        plain = {"text/plain": f"{self.kind.capitalize()} {self.name}: {self.caption}"}
+        if self.kind == "figure":
+            png = b64encode(self.picture[0]).decode()
+            about["latex_caption"] = caption_of(f"figure-{self.name}", self.caption, self.reading, chapter)
+            about["width"] = round(min(1.0, self.picture[1] / TEXT_WIDTH_PX), 3)  # of the text's
+            forms = {VEGALITE: self.content | {"$schema": JUPYTERLAB_SCHEMA}, "image/png": png}
+            return Displayed(forms | plain, about, self.empty)
+        text = self.frame if len(self.frame) else pd.DataFrame([dict.fromkeys(self.frame, "–")])
+        page = text.style.hide(axis="index").set_caption(html.escape(self.caption)).format(escape="html")
+        page = page.set_td_classes(text.map(lambda cell: cell if cell in VERDICTS else ""))
+        cells = text.map(lambda cell: cell.replace("|", "¦")).to_markdown(index=False, disable_numparse=True)
+        forms = {"text/html": page.to_html(table_uuid=self.name)}
+        forms |= {"text/latex": latex_table(text, self.name, self.caption, self.reading, chapter)}
+        forms |= {"text/markdown": f"*{self.caption}*\n\n{cells}", "text/plain": f"{text.to_string(index=False)}"}
+        return Displayed(forms, about, self.empty)
+
+    @cached_property
+    def picture(self) -> tuple[bytes, float]:
+        """A figure as PNG, and its width in px; a palette keeps a notebook small."""
+        drawn = Image.open(BytesIO(vlc.vegalite_to_png(self.content, scale=PNG_SCALE))).convert("RGB")
+        out = BytesIO()
+        drawn.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+        return out.getvalue(), drawn.width / PNG_SCALE
 
     def explained(self, link: bool) -> Displayed | None:
-        """Return how to read it and, with `link`, which chapter it comes from; None where there is nothing to say."""
+        """Return how to read it and, with `link`, which chapter it comes from, for a notebook's reader; a report has
+        both in the caption. Return None where there is nothing to say.
+        """
         number, _, title = self.chapter.partition("_")
-        linked = link and self.kind != "text"
-
-        def text(notebooks: str) -> str:
-            where = f"[Chapter {number}, {title}]({notebooks}{self.chapter}.ipynb)." if linked else ""
-            return f"{self.reading} {where}".strip()
-
-        report = {"text/markdown": text("notebooks/")}  # from the study's folder, where the report lies
-        return Displayed({"text/markdown": text("")}, report=report, empty=self.empty) if text("") else None
+        where = f"[Chapter {number}, {title}]({self.chapter}.ipynb)." if link and self.kind != "text" else ""
+        text = f"{self.reading} {where}".strip()
+        return Displayed.markdown(text, about=dict(kind="aside")) if text else None
 
     def display(self, link: bool) -> None:
         """Display it and how to read it, with a `link` to its chapter if asked for."""
-        IPython.display.display(*filter(None, [self.displayed, self.explained(link)]))
+        shown = self.displayed(self.chapter if link else "")
+        IPython.display.display(*filter(None, [shown, self.explained(link)]))
 
     def save(self, folder: Path, content: Content) -> None:
         """Write to `folder` the `<name>.json` that a report reads, and `content`, as it was given: a figure as .png,
-        .svg and .pdf, a table as .tex and .csv."""
+        .svg and .pdf, a table as .tex, and both as .csv."""
         file = folder / f"{self.name}.json"
         keep_file(file, json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n")
         if self.kind == "table":
-            keep_file(file.with_suffix(".tex"), self.displayed.bundle["text/latex"] + "\n")
+            keep_file(file.with_suffix(".tex"), self.displayed().bundle["text/latex"] + "\n")
             keep_file(file.with_suffix(".csv"), content.to_csv(index=False))
         elif self.kind == "figure":
             keep_file(file.with_suffix(".svg"), vlc.vegalite_to_svg(self.content))
-            keep_file(file.with_suffix(".png"), b64decode(self.displayed.bundle["image/png"]))
+            keep_file(file.with_suffix(".png"), self.picture[0])
             keep_file(file.with_suffix(".pdf"), vlc.vegalite_to_pdf(self.content))
+            keep_file(file.with_suffix(".csv"), drawn_data(self.content).to_csv(index=False))
 
 
 class Show:
@@ -180,9 +184,10 @@ class Show:
             return None
 
 
-def picture(spec: dict[str, Any]) -> tuple[bytes, float]:
-    """Return the chart of a Vega-Lite `spec` as PNG, and its width in px; a palette keeps a notebook small."""
-    drawn = Image.open(BytesIO(vlc.vegalite_to_png(spec, scale=PNG_SCALE))).convert("RGB")
-    out = BytesIO()
-    drawn.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
-    return out.getvalue(), drawn.width / PNG_SCALE
+def drawn_data(spec: dict[str, Any]) -> pd.DataFrame:
+    """Return what a Vega-Lite `spec` draws: its data sets one after the other, numbered in `data_set` if several."""
+    sets = spec.get("datasets", {}).values()
+    frames = [pd.read_csv(StringIO(data), dtype=str) if isinstance(data, str) else pd.DataFrame(data) for data in sets]
+    if len(frames) > 1:
+        return pd.concat([frame.assign(data_set=at) for at, frame in enumerate(frames, 1)], ignore_index=True)
+    return frames[0] if frames else pd.DataFrame()

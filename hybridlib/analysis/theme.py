@@ -98,6 +98,11 @@ def in_order(frame: pd.DataFrame, column: str) -> list[str]:
     return sorted(there, key=lambda name: list(COLOURS).index(name) if name in COLOURS else len(COLOURS))
 
 
+def zoomed(chart: alt.Chart | alt.LayerChart) -> alt.Chart | alt.LayerChart:
+    """Return `chart` with axes that a reader of the page moves by dragging and zooms by Shift and the wheel."""
+    return chart.add_params(alt.selection_interval(bind="scales", zoom="wheel![event.shiftKey]"))
+
+
 def panels(charts: list[alt.Chart], columns: int) -> alt.ConcatChart | alt.Chart:
     """Return the `charts` in `columns`, with one legend; a single chart as it is."""
     if len(charts) == 1:

@@ -1,29 +1,11 @@
-"""How figures are written: numbers with units and intervals in sentences, and tables in LaTeX."""
+"""How figures are written: numbers with units and intervals in sentences."""
 
 import math
 from collections.abc import Iterable
-from textwrap import wrap
-
-import pandas as pd
 
 from hybridlib.analysis.statistics import ALPHA, Effect
 
 INTERVAL = f"{100 * (1 - ALPHA):g} % interval"
-LATEX = {c: f"\\{c}" for c in "&%$#_{}"}
-LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-WIDE_CHARACTERS = 28  # a column with longer cells is set as a paragraph
-LINEWIDTHS_A_CHARACTER = 0.0105  # in a table's font, about
-LONG_LINES = 25  # a table of more lines breaks over pages
-# What a long table begins with: a new page where few lines are left, and a box that measures it. If that is too wide,
-# font, gaps and paragraphs shrink to the text's width.
-SHRUNK = r"""\begingroup\small\def\LTcaptype{table}\par
-\ifdim\pagegoal<\maxdimen\ifdim\dimexpr\pagegoal-\pagetotal\relax<12\baselineskip\newpage\fi\fi
-\ifdefined\tablewidth\else\newdimen\tablewidth\fi\tablewidth=\linewidth
-\sbox0{%s}\dimen0=1.02\wd0 \ifdim\dimen0>\linewidth
-  \edef\size{\the\dimexpr\fontdimen6\font*\number\linewidth/\number\dimen0\relax}%%
-  \tabcolsep=\dimexpr\tabcolsep*\number\linewidth/\number\dimen0\relax
-  \tablewidth=\dimexpr\linewidth*\number\linewidth/\number\dimen0\relax
-  \fontsize{\size}{1.2\dimexpr\size\relax}\selectfont\fi"""
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -93,47 +75,3 @@ def listed(names: Iterable) -> str:
 def counted(count: int, noun: str) -> str:
     """Return `count` and the `noun`, which takes an s: `no seeds`, `1 seed`, `3 seeds`."""
     return f"{count or 'no'} {noun}{'s' * (count != 1)}"
-
-
-def escaped(text: str) -> str:
-    """Return plain `text` as LaTeX that prints the same."""
-    return text.translate(str.maketrans(LATEX))
-
-
-def latex_table(text: pd.DataFrame, caption: str) -> str:
-    """Return the frame `text` of strings as a LaTeX table with its `caption`, no wider than the page's text.
-
-    Long cells wrap. A table of more than LONG_LINES lines breaks over pages, and repeats its head on each.
-    """
-    right = {c: text[c].str.match(r"[−<]? ?\d|–$|∞$").all() for c in text}
-    cells = {c: text[c].str.len().max() for c in text}
-    heads = {c: wrap(str(c), max(cells[c], 9), break_long_words=False) for c in text}
-    widest = {c: max(cells[c], *map(len, heads[c])) for c in text}
-    wrapped = [c for c in text if widest[c] > WIDE_CHARACTERS]
-    left = max(0.3, 1.0 - LINEWIDTHS_A_CHARACTER * sum(widest[c] + 2 for c in text if c not in wrapped))
-    shares = {c: left * widest[c] / sum(widest[c] for c in wrapped) for c in wrapped}
-    paragraph = r">{{\raggedright\arraybackslash}}p{{{:.3f}\linewidth}}"
-    columns = "".join(paragraph.format(shares[c]) if c in shares else "r" if right[c] else "l" for c in text)
-    head = " & ".join(_head([escaped(line) for line in heads[c]], "r" if right[c] else "l") for c in text) + r" \\"
-    rows = [" & ".join(row) + r" \\" for row in text.map(escaped).to_numpy()]
-    top = [r"\toprule", head, r"\midrule"]
-    title = rf"\caption{{{escaped(caption)}}}"
-
-    def tabular(rows: list[str]) -> str:
-        return "\n".join([rf"\begin{{tabular}}{{{columns}}}", *top, *rows, r"\bottomrule", r"\end{tabular}"])
-
-    a_line = {c: shares[c] / LINEWIDTHS_A_CHARACTER for c in wrapped}  # characters
-    lines = sum(max([1, *(math.ceil(len(row[c]) / a_line[c]) for c in wrapped)]) for _, row in text.iterrows())
-    if lines <= LONG_LINES:
-        shrunk = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
-        table = [r"\begin{table}[H]", r"\centering\small", title, shrunk, tabular(rows), r"}\end{table}"]
-        return "\n".join(table)
-    columns = columns.replace(r"\linewidth", r"\tablewidth")
-    longest = sorted({at for c in text for at in text[c].str.len().nlargest(3, "all").index[:9]})
-    table = [SHRUNK % tabular([rows[at] for at in longest]), rf"\begin{{longtable}}{{{columns}}}", title + r" \\", *top]
-    table += [r"\endfirsthead", *top, r"\endhead", r"\bottomrule", r"\endfoot", *rows, r"\end{longtable}", r"\endgroup"]
-    return "\n".join(table)
-
-
-def _head(lines: list[str], side: str) -> str:
-    return lines[0] if len(lines) == 1 else rf"\shortstack[{side}]{{\strut " + r" \\ ".join(lines) + "}"
