@@ -16,8 +16,10 @@ from hybridlib.study.storage import write_atomically
 from hybridlib.training import NUMERICS
 
 NOTEBOOKS = ROOT / "notebooks"
-# What a chapter that computes does not depend on: words, the runs that are trained, other chapters' parameters.
-UNUSED = {"about": True, "plan": True, "chapters": True, "leave_out": True, "arms": {"__all__": {"about"}}}
+# What a chapter that computes does not depend on: words, what runs are trained and kept, other chapters' parameters.
+UNUSED = dict.fromkeys(("about", "plan", "chapters", "leave_out", "keep_weights"), True) | {
+    "arms": {"__all__": {"about"}}
+}
 TIMES = ("start_time", "end_time", "duration")
 
 

@@ -16,7 +16,7 @@ from hybridlib.study.run import Run
 from hybridlib.training import NUMERICS
 
 RunState = Literal["missing", "partial", "damaged", "stale", "extendable", "complete"]
-DESCRIPTIONS = {"study", "about", "role"}  # of a run: they change no record
+UNUSED = {"study", "about", "role", "keep_weights"}  # of a run: no number in its records depends on them
 TENTHS = 10  # of a run's computed steps, by which its pace is judged
 UNTIMED_STEPS = 3  # a run's first steps are off the clock: lazy initialisation, allocation, caches
 
@@ -31,11 +31,17 @@ def checkpoint_path(run: Run) -> Path:
     return run_folder(run) / "checkpoint.safetensors"
 
 
+def weights_path(run: Run) -> Path:
+    """Return the file of the final weights of `run`, which is there if the run was to keep them."""
+    return run_folder(run) / "weights.safetensors"
+
+
 def run_state(run: Run) -> RunState:
     """Return how far `run` is.
 
-    `damaged`: a file is not as it was written. `stale`: made by other parameters, or under another NUMERICS.
-    `extendable`: complete, but its baseline is known now, and its loss not reached yet with steps left to try.
+    `damaged`: a file is not as it was written. `stale`: made by other parameters, or under another NUMERICS, or
+    without the weights that are asked for now. `extendable`: complete, but its baseline is known now, and its loss not
+    reached yet with steps left to try.
     """
     records = RunFolder(run_folder(run))
     facts = records.facts
@@ -43,7 +49,7 @@ def run_state(run: Run) -> RunState:
         return "damaged"
     if facts is None:
         return "partial" if checkpoint_path(run).exists() else "missing"
-    if why_run_stale(run, facts):
+    if why_run_stale(run, facts) or why_no_weights(run):
         return "stale"
     return "extendable" if may_extend(run, facts["last_step"]) else "complete"
 
@@ -60,11 +66,17 @@ def why_run_stale(run: Run, facts: dict[str, Any]) -> str:
     return other_parameters(run, facts.get("parameters"))
 
 
+def why_no_weights(run: Run) -> str:
+    """Say in one sentence that the final weights of `run` are asked for and not there; empty if nothing is missing."""
+    file = weights_path(run)
+    return f"keep_weights asks for {file.name}, which is not there" if run.keep_weights and not file.exists() else ""
+
+
 def why_run_again(run: Run) -> str:
-    """Say in one sentence what is damaged or stale of the records of `run`; empty if nothing is."""
+    """Say in one sentence what is damaged, stale or missing of the records of `run`; empty if nothing is."""
     records = RunFolder(run_folder(run))
     facts = records.facts
-    return why_run_stale(run, facts) if facts else records.damage()
+    return why_run_stale(run, facts) or why_no_weights(run) if facts else records.damage()
 
 
 def why_not_of(run: Run, now: dict[str, Any], then: dict[str, Any]) -> str:
@@ -83,7 +95,7 @@ def other_parameters(run: Run, recorded: Any) -> str:
         then = Run.model_validate(recorded)
     except ValidationError as error:
         return f"today's schema refuses its parameters: {faults(error)[0]}"
-    return difference(*(each.model_dump(exclude=DESCRIPTIONS) for each in (then, run)))
+    return difference(*(each.model_dump(exclude=UNUSED) for each in (then, run)))
 
 
 def difference(then: dict[str, Any], now: dict[str, Any]) -> str:

@@ -79,7 +79,8 @@ class Shape(Strict):
 
     `steps` counts nominal steps, `batch_size` sequences and `seq_len` tokens. Every `log_every` steps a run writes its
     rows, every `eval_every` it evaluates `eval_batches` held-out batches, every `snapshot_every` it makes a checkpoint.
-    It uses `threads` CPU threads.
+    It uses `threads` CPU threads. With `keep_weights` it keeps, in its folder, the weights that its last evaluation
+    judged; no number in its records depends on that.
     """
 
     steps: int = Field(ge=1)
@@ -90,6 +91,7 @@ class Shape(Strict):
     eval_batches: int = Field(default=16, ge=1)
     snapshot_every: int = Field(default=80, ge=1)
     threads: int = Field(default=2, ge=1, le=1024)
+    keep_weights: bool = False
 
 
 class Run(Shape, Arm):

@@ -120,7 +120,7 @@ def changed(run: Run, settings: dict[str, Any], **names: str) -> Run:
 
     Raises `ValueError`, of which `ValidationError` is one, for a setting that no run has, or that does not fit.
     """
-    given = run.model_dump() | dict(extend=1.0, threads=1, eval_every=EVAL_EVERY) | names
+    given = run.model_dump() | dict(extend=1.0, threads=1, eval_every=EVAL_EVERY, keep_weights=False) | names
     for place, value in settings.items():
         put(given, place.split("."), value)
     return Run(**given)

@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 import tokenizers
 from rich.console import Console
+from tokenizers import Tokenizer
 
 from hybridlib.study.parameters import ROOT
 from hybridlib.study.progress_line import live_line
@@ -103,6 +104,16 @@ def load_corpus(source: Source, vocab_size: int) -> Corpus:
         activity.say("writing it to the cache")
         save_cached(file, key, train, held_out, sha256)
     return Corpus(train, held_out, sha256, origin)
+
+
+def tokenizer_of(source: Source, vocab_size: int) -> Tokenizer:
+    """Return the tokenizer of the corpus that `source` and `vocab_size` give, to read its tokens as text.
+
+    It is learned again from the training text, because the cache holds tokens alone. Raises `CorpusError`.
+    """
+    texts = read_texts([ROOT / path for path in source.paths], source.max_mb)
+    train, _ = two_sides(texts, source.held_out_pct, by_content=bool(source.paths))
+    return train_tokenizer(train, source.tokenizer_vocab or vocab_size)
 
 
 def cache_key(texts: list[tuple[str, str]], settings: str) -> str:

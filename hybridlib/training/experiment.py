@@ -22,15 +22,17 @@ from hybridlib.training.meter import Meter, Preemption, give_back, nvml_used_mb
 from hybridlib.training.models import weights_sha256
 from hybridlib.training.optimizers import set_learning_rate
 from hybridlib.training.trainer import HybridTrainer
+from hybridlib.training.weights import keep_weights
 
 
 def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
     """Train `run` to its end, on from its last checkpoint if there is one; return its `run.json`.
 
     It goes on from the newest sound checkpoint that this run could have made here, its records cut back to there. If
-    there is none, what lies in the folder is set aside for a fresh start. `device_choice` is the name given to
-    `pick_device`. SIGTERM makes a checkpoint and then ends the process. Warns of what is damaged, does not fit, or is
-    set aside. Raises `InUse` while another process trains the run.
+    there is none, or if the run has ended without the weights that are asked for now, what lies in the folder is set
+    aside for a fresh start. `device_choice` is the name given to `pick_device`. SIGTERM makes a checkpoint and then
+    ends the process. Warns of what is damaged, does not fit, or is set aside. Raises `InUse` while another process
+    trains the run.
     """
     records = RunFolder(progress.run_folder(run))
     with locked(records.path, "trains it"), Preemption() as preemption, subnormals_as_zero():
@@ -62,7 +64,9 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
                 kept = f"what was there is kept in {provenance.from_root(aside)}"
                 warnings.warn(f"{shown}: {why}starts afresh; {kept}", stacklevel=3)
 
-        if (saved := file.newest(fits)) is None:
+        # The checkpoint of a run that has ended lies after the evaluation whose weights are asked for.
+        too_late = records.facts is not None and progress.why_no_weights(run)
+        if (saved := None if too_late else file.newest(fits)) is None:
             set_aside("")
         new_trainer = partial(make_trainer, run, device, snapshots=file, meter=meter)
         trainer = new_trainer()
@@ -159,6 +163,8 @@ class Loop:
             self.evaluated_step = state.step
             with trainer.average.applied(trainer.optimizer.weights, trainer.optimizer):
                 self.held_out_loss = held_out_loss(trainer.objective.model, self.held_out)
+                if run.keep_weights and state.step >= run.steps:  # an extension replaces those of the nominal end
+                    keep_weights(trainer.objective.model, progress.weights_path(run))
             records.add(EvalRecord(state.step, trainer.real_steps, self.train_s, self.held_out_loss))
         if state.step % run.log_every == 0:
             records.flush()
