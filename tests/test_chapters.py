@@ -78,6 +78,7 @@ def test_records_and_unrelated_files_make_nothing_stale(own_outputs: Path, tmp_p
     ("old", "new", "said"),
     [
         ("about:", "about: other words, of", ""),
+        ("keep_weights: true", "keep_weights: false", ""),
         ("seeds: [42, 43]", "seeds: [42, 44]", "study.seeds was [42, 43], today's is [42, 44]"),
         ("steps: 60", "steps: 61", "study.steps was 60, today's is 61"),
     ],

@@ -125,6 +125,14 @@ def test_smoke_executed_every_notebook_and_none_names_this_machine(smoke):
                 assert "image/png" in out.data, path.name
 
 
+def test_smoke_keeps_weights_and_samples_baseline_and_hybrid_side_by_side(smoke):
+    folder, pair = smoke[0] / "runs", ["baseline-text-s42", "hybrid-text-s42"]
+    assert all((run / "weights.safetensors").is_file() for run in folder.iterdir())
+    cells = nbformat.read(folder / pair[1] / "run.ipynb", as_version=4).cells
+    pages = [out.data.get("text/html", "") for cell in cells for out in cell.get("outputs", []) if "data" in out]
+    assert any(all(f"<th>{name}, step " in page for name in pair) and page.count("<pre>") == 12 for page in pages)
+
+
 def test_smoke_writes_the_pipelines_outcome(smoke):
     table = pd.read_csv(smoke[0] / "results" / "pipeline.csv")
     assert list(table.job) == [job.name for job in plan(load_study("smoke"), "smoke")]

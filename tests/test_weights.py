@@ -10,8 +10,10 @@ from safetensors.torch import load_file
 from tiny import baseline, same_run, timeless
 
 from hybridlib.study import progress
+from hybridlib.study.parameters import load_study
 from hybridlib.study.records import RunFolder
 from hybridlib.study.run import Run, Source
+from hybridlib.study.sweeps import trials
 from hybridlib.training import corpus, weights
 from hybridlib.training.checkpoint import CheckpointFile
 from hybridlib.training.data import open_source
@@ -123,6 +125,11 @@ def test_records_are_the_same_runs_with_and_without_the_setting() -> None:
     older = {key: value for key, value in then.items() if key != "keep_weights"}
     for recorded in (then, older, progress.identity(kept)["parameters"]):
         assert not progress.other_parameters(run, recorded) and not progress.other_parameters(kept, recorded)
+
+
+def test_trials_of_sweeps_and_searches_keep_none() -> None:
+    study = load_study("cpu").model_copy(update=KEEP)
+    assert study.run("hybrid", study.judged, 1).keep_weights and not any(run.keep_weights for run in trials(study))
 
 
 @pytest.mark.parametrize("extend", [1.0, 2.0], ids=["without a checkpoint", "with one"])
