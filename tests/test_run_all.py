@@ -214,6 +214,7 @@ def baseline_made(tmp_path, monkeypatch) -> RunFolder:
     facts = dict(arm="baseline", data="text", seed=42, last_step=60, device="cpu: by hand, 1 threads")
     summary = dict(held_out_loss=5.0, train_s=30.0)
     records.finish(progress.identity(run) | facts | dict(summary=summary))
+    progress.weights_path(run).touch()  # the smoke study keeps them
     assert progress.run_state(run) == "complete"
     return records
 
