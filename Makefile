@@ -6,7 +6,8 @@
 #   make crash-test  kills, faults, damage and broken inputs by the hundred; its figures go to outputs/cpu/results/
 #   make gpu-check  on a machine with a CUDA GPU: its tests, a short GPT-2 Small of every arm, and the ratios as a table
 #   make prose   the English text that some sweeps of --full train on: a dictionary, from Debian's package dict-gcide
-#   make lab     JupyterLab on notebooks/
+#   make lab     JupyterLab on notebooks/index.ipynb
+#   make browser  Chromium and its driver, from Debian, for the tests that look at pages and notebooks as people see them
 #   make clean   removes what can be made again: .venv, caches, the smoke study
 PYTHON ?= python3
 # Python makes no environment in a folder whose path has a colon: it lies in the user's cache then.
@@ -14,9 +15,10 @@ VENV := $(if $(findstring :,$(CURDIR)),$(HOME)/.cache/hybridlib/$(shell pwd | ck
 BIN := $(VENV)/bin
 WORKERS ?= 2
 TEX := texlive-xetex texlive-fonts-recommended texlive-plain-generic pandoc fonts-texgyre fonts-texgyre-math
+CHROMIUM := chromium chromium-driver
 AS_ROOT := $(if $(filter 0,$(shell id -u)),env,sudo -n)
 
-.PHONY: study verify test crash-test gpu-check lab clean setup tex lock prose
+.PHONY: study verify test crash-test gpu-check lab clean setup tex browser lock prose
 .DEFAULT_GOAL := study
 
 study: setup tex
@@ -25,13 +27,13 @@ study: setup tex
 verify: setup
 	$(BIN)/python run_all.py --verify $(ARGS)
 
-test: setup tex
+test: setup tex browser
 	@command -v pdftotext >/dev/null || $(call apt-install,poppler-utils)
 	$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet
 	$(BIN)/python -m pytest -m "not timed" --numprocesses $(WORKERS) --dist loadfile $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -m timed $(ARGS) || [ $$? = 5 ]
 
-crash-test: setup tex
+crash-test: setup tex browser
 	$(BIN)/python -m pytest tests/test_crash.py tests/test_killed_reports.py tests/test_damage.py tests/test_any_damage.py \
 	  tests/test_faults.py tests/test_inputs.py --kills 100 --pipeline-kills 20 --faults 3 --inputs 10000 --damages 2000 \
 	  --record outputs/cpu/results $(ARGS)
@@ -41,7 +43,7 @@ gpu-check: setup
 	$(BIN)/python -m hybridlib.benchmark --study gpt2-small --larger gpt2-medium --device cuda:0
 
 lab: setup
-	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks $(if $(filter env,$(AS_ROOT)),--allow-root) $(ARGS)
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks/index.ipynb $(if $(filter env,$(AS_ROOT)),--allow-root) $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis *.egg-info outputs/smoke outputs/*/reproduced
@@ -62,6 +64,10 @@ $(VENV)/installed: pyproject.toml requirements.lock
 tex:
 	@command -v pandoc >/dev/null && command -v xelatex >/dev/null && kpsewhich ulem.sty >/dev/null && kpsewhich texgyretermes-math.otf >/dev/null \
 	  || $(call apt-install,$(TEX)) || true
+
+# Without a browser its tests are skipped.
+browser:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || $(call apt-install,$(CHROMIUM)) || true
 
 prose: .cache/prose/gcide.txt
 

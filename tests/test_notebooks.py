@@ -1,8 +1,9 @@
-"""What every notebook in the repository is like, so that it reads as a chapter and runs anywhere."""
+"""What every notebook in the repository is like, so that it reads well and runs anywhere."""
 
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
@@ -11,6 +12,8 @@ from hybridlib.study.parameters import ROOT
 from hybridlib.study.plan import CHAPTERS, MEASURING, TRAINING
 
 NAMES = sorted([*CHAPTERS.values(), TRAINING])
+LABORATORY = ["index", "playground", "your_model"]  # for people at JupyterLab; no study executes them
+EVERY = NAMES + LABORATORY
 LINES = 30
 ABSOLUTE = re.compile(r"(?<![\w.:/])(?:/(?:bin|etc|home|mnt|opt|root|tmp|usr|var|work|Users)\b|[A-Z]:\\)")
 
@@ -24,10 +27,10 @@ def code(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 
 def test_the_plan_and_the_folder_name_the_same_notebooks():
-    assert [path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))] == NAMES
+    assert sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")) == EVERY
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_valid_and_without_outputs(name):
     notebook = read(name)
     nbformat.validate(notebook)
@@ -39,7 +42,7 @@ def test_valid_and_without_outputs(name):
     assert notebook.metadata.kernelspec.name == "python3"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_opens_with_its_title(name):
     notebook = read(name)
     assert notebook.cells[0].cell_type == "markdown"
@@ -48,30 +51,51 @@ def test_opens_with_its_title(name):
     assert not re.findall(r"^# ", "\n".join(text), re.M), "one title; sections are ##"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_first_code_cell_holds_the_parameters(name):
-    """Constants and nothing else, and no annotations: papermill would not see `x: int | None`."""
+def parameters(name: str) -> dict[str, Any]:
+    """The parameters of a notebook: constants and nothing else, without annotations, which hide them from papermill."""
     first, *others = code(read(name))
     assert first.metadata.tags == ["parameters"]
     assert not any("parameters" in cell.metadata.get("tags", []) for cell in others)
-    given = {}
+    found = {}
     for node in ast.parse(first.source).body:
-        assert isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name), ast.unparse(node)
-        given[node.targets[0].id] = ast.literal_eval(node.value)
+        assert isinstance(node, ast.Assign), ast.unparse(node)
+        targets = node.targets[0].elts if isinstance(node.targets[0], ast.Tuple) else node.targets
+        values = ast.literal_eval(node.value)
+        found |= {target.id: value for target, value in zip(targets, values if len(targets) > 1 else [values])}
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_chapter_is_told_its_study(name):
+    given = parameters(name)
     assert given["study"] == ("smoke" if name == TRAINING else "cpu")  # training, too, is done in under a minute
     assert ("device" in given) == (name in [TRAINING, *(CHAPTERS[stage] for stage in MEASURING)])
     if name == TRAINING:
         assert set(given) == {"study", "arm", "data", "seed", "device"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in LABORATORY if code(read(name))])
+def test_first_code_cell_of_the_laboratory_holds_the_parameters(name):
+    assert {"steps", "seed"} <= set(parameters(name))
+
+
+def test_the_index_links_to_every_notebook_and_executed_copy_and_all_that_it_links_to_is_there():
+    links = re.findall(r"\]\(([^)]+)\)", "\n".join(cell.source for cell in read("index").cells))
+    executed = [path.name for path in (ROOT / "outputs" / "cpu" / "notebooks").glob("*.ipynb")]
+    wanted = [f"{name}.ipynb" for name in EVERY if name != "index"]
+    wanted += [f"../outputs/cpu/notebooks/{name}" for name in executed]
+    assert not set(wanted) - set(links)
+    assert not [link for link in links if not (ROOT / "notebooks" / link).is_file()]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_cells_are_short(name):
     for cell in code(read(name)):
         lines = cell.source.splitlines()
         assert len(lines) <= LINES, lines[0]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_chapter_writes_through_show_and_keep_alone(name):
     """They write under the pipeline only: a chapter that is run by hand changes no file."""
     source = "\n".join(cell.source for cell in code(read(name)))
@@ -120,7 +144,7 @@ def test_the_report_has_no_paragraph_of_another_chapter():
     assert not paragraphs("09_report") & set().union(*(paragraphs(name) for name in NAMES if name != "09_report"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_no_path_of_one_machine(name):
     for cell in read(name).cells:
         assert not ABSOLUTE.search(cell.source), cell.source
