@@ -74,7 +74,8 @@ def test_a_report_draws_every_chart_without_a_network_and_without_a_complaint(br
     finally:
         browser.execute_cdp_cmd("Network.emulateNetworkConditions", offline | dict(offline=False))
     assert len(browser.execute_script(CHARTS, ".chart")) > 5
-    assert not [entry for entry in browser.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")]
+    complaints = [entry["message"] for entry in browser.get_log("browser") if entry["level"] in ("WARNING", "SEVERE")]
+    assert not complaints
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -198,7 +199,9 @@ def test_the_playground_trains_at_a_click_and_again_after_an_interrupt(browser: 
     train = browser.find_element(By.XPATH, "//button[normalize-space()='Train']")
 
     def says(words: str) -> bool:
-        return bool(browser.find_elements(By.XPATH, f"//*[contains(@class, 'widget-html') and contains(., '{words}')]"))
+        return bool(
+            browser.find_elements(By.XPATH, f"//*[contains(@class, 'widget-label') and contains(., '{words}')]")
+        )
 
     def ready() -> bool:
         return train.is_enabled() and browser.execute_script(IDLE) == "idle"
