@@ -25,7 +25,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromedriver: make browser")
 
 WITHIN_S = 60.0  # a notebook, on a machine that does nothing else
-PATIENCE_S = 240.0  # before a test gives up
+PATIENCE_S = 120.0  # before a test gives up
 SETTINGS = {  # of JupyterLab: no announcements over the page, and every output in it, not only those in sight
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
     "notebook-extension/tracker": {"windowingMode": "none"},
@@ -88,7 +88,7 @@ def git(folder: Path, *arguments: str) -> str:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """JupyterLab on a copy of the project: the copy, and the address that `make lab` opens."""
     copy, own = tmp_path_factory.mktemp("copy") / "project", tmp_path_factory.mktemp("jupyter")
-    left = (".git", ".venv", ".cache", "runs", "smoke", "reproduced", "__pycache__", ".ipynb_checkpoints", "*.egg-info")
+    left = (".git", ".venv", "prose", "runs", "smoke", "reproduced", "__pycache__", ".ipynb_checkpoints", "*.egg-info")
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*left))
     git(copy, "init", "--quiet")
     git(copy, "add", "--all")

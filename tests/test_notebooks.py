@@ -2,11 +2,13 @@
 
 import ast
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from hybridlib.study.parameters import ROOT
 from hybridlib.study.plan import CHAPTERS, MEASURING, TRAINING
@@ -14,7 +16,7 @@ from hybridlib.study.plan import CHAPTERS, MEASURING, TRAINING
 NAMES = sorted([*CHAPTERS.values(), TRAINING])
 LABORATORY = ["index", "playground", "your_model"]  # for people at JupyterLab; no study executes them
 EVERY = NAMES + LABORATORY
-LINES = 30
+LINES, WITHIN_S = 30, 60
 ABSOLUTE = re.compile(r"(?<![\w.:/])(?:/(?:bin|etc|home|mnt|opt|root|tmp|usr|var|work|Users)\b|[A-Z]:\\)")
 
 
@@ -86,6 +88,17 @@ def test_the_index_links_to_every_notebook_and_executed_copy_and_all_that_it_lin
     wanted += [f"../outputs/cpu/notebooks/{name}" for name in executed]
     assert not set(wanted) - set(links)
     assert not [link for link in links if not (ROOT / "notebooks" / link).is_file()]
+
+
+@pytest.mark.timed
+@pytest.mark.parametrize("name", LABORATORY)
+def test_the_laboratory_runs_within_a_minute_without_a_front_end_and_warns_of_nothing(name):
+    notebook, begun = read(name), time.perf_counter()
+    NotebookClient(notebook, resources={"metadata": {"path": ROOT / "notebooks"}}).execute()
+    outputs = [output for cell in code(notebook) for output in cell.outputs]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    assert name == "index" or len([output for output in outputs if "image/png" in output.get("data", {})]) >= 2
+    assert time.perf_counter() - begun <= WITHIN_S
 
 
 @pytest.mark.parametrize("name", EVERY)
