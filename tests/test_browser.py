@@ -88,7 +88,7 @@ def git(folder: Path, *arguments: str) -> str:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """JupyterLab on a copy of the project: the copy, and the address that `make lab` opens."""
     copy, own = tmp_path_factory.mktemp("copy") / "project", tmp_path_factory.mktemp("jupyter")
-    left = (".git", ".venv", "prose", "runs", "smoke", "reproduced", "__pycache__", ".ipynb_checkpoints", "*.egg-info")
+    left = (".git", ".venv", "prose", "smoke", "reproduced", "__pycache__", ".ipynb_checkpoints", "*.egg-info")
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*left))
     git(copy, "init", "--quiet")
     git(copy, "add", "--all")
@@ -182,7 +182,7 @@ def test_the_laboratory_opens_on_the_index_rendered_and_its_links_lead_on(browse
 
 
 @pytest.mark.timed
-@pytest.mark.parametrize("name", ["02_phases", "your_model"])
+@pytest.mark.parametrize("name", ["06_benchmark", "your_model"])
 def test_a_notebook_runs_from_top_to_bottom_and_draws_its_charts(browser: webdriver.Chrome, lab: tuple, name: str):
     opened(browser, lab, f"notebooks/{name}.ipynb")
     seconds = run_all(browser)
