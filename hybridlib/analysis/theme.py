@@ -45,7 +45,7 @@ def _as_csv(data: pd.DataFrame, **_: Any) -> dict[str, Any]:
 
 alt.data_transformers.register("csv", _as_csv)
 alt.data_transformers.enable("csv")
-alt.renderers.enable("png", scale_factor=2)  # drawn here: a front end may know older Vega-Lite only, or have no network
+alt.renderers.enable("png", ppi=144)  # drawn here: a front end may know older Vega-Lite only, or have no network
 
 
 def drawn(figure: Callable[..., alt.TopLevelMixin]) -> Callable[..., alt.TopLevelMixin]:
