@@ -58,3 +58,15 @@ def test_type_in_figures_can_be_read(report: Path) -> None:
         width_px = Image.open(path).width / 2  # it is drawn at twice its size
         scale = TEXT_PT / max(width_px, TEXT_WIDTH_PX)
         assert (FONT - 1) * scale >= LEAST_PT, path
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=IDS)
+def test_every_link_of_the_page_leads_somewhere(report: Path) -> None:
+    page = report.with_suffix(".html").read_text(encoding="utf-8")
+    page = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    links = set(re.findall(r'href="([^"]+)"', page))
+    files = {link for link in links if not re.match(r"#|https?:|data:", link)}
+    assert [link for link in sorted(files) if not (report.parent / link).is_file()] == []
+    assert len(files) > 10
+    anchors = {link[1:] for link in links if link.startswith("#")}
+    assert anchors - set(re.findall(r'id="([^"]+)"', page)) == set()

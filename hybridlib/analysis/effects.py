@@ -154,15 +154,17 @@ def _panel(
     x = alt.X("value:Q", title=m.axis, scale=scale, axis=alt.Axis(tickCount=5))
     y = alt.Y("arm:N", title=None, sort=rows, scale=alt.Scale(domain=rows), axis=axis)
     reached = small(effects[effects.value > 0] if ratio else effects)
-    each = alt.Chart(small(dots[dots.value > 0] if ratio else dots)).mark_point(size=26, strokeWidth=1)
+    each = small(dots[dots.value > 0] if ratio else dots)
     low = alt.X("low:Q", title=m.axis, scale=scale)
     intervals = reached.dropna(subset="low")  # a single seed has none
-    points = alt.Chart(reached).mark_point(filled=True, size=70, opacity=1, stroke=BLACK, strokeWidth=0.5)
     layers = [alt.Chart(pd.DataFrame({"value": [plain]})).mark_rule(color="#888888").encode(x=x)]
     if len(intervals):
         rules = alt.Chart(intervals).mark_rule(strokeWidth=3, opacity=0.5)
         layers.append(rules.encode(x=low, x2="high:Q", y=y, color=paint))
-    layers += [part.encode(x=x, y=y, color=paint) for part in (each, points)]
+    if len(reached):  # a layer without rows has no extent, of which a browser would complain
+        seeds = alt.Chart(each).mark_point(size=26, strokeWidth=1)
+        points = alt.Chart(reached).mark_point(filled=True, size=70, opacity=1, stroke=BLACK, strokeWidth=0.5)
+        layers += [part.encode(x=x, y=y, color=paint) for part in (seeds, points)]
     if ratio and len(missed := effects[effects.value == 0]):
         words = alt.Chart(missed.assign(value=plain, said="target not reached")[["arm", "value", "said"]])
         layers.append(words.mark_text(align="left", dx=6, fontSize=11).encode(x=x, y=y, text="said:N"))

@@ -1,4 +1,4 @@
-"""What all figures share: Okabe-Ito colours fixed by name, print sizes, and small data."""
+"""What all figures share: colours fixed by name, Okabe and Ito's, print sizes, and small data."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -10,11 +10,12 @@ import pandas as pd
 
 BLACK, ORANGE, SKY, GREEN, YELLOW = "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#999999"
+WINE, OLIVE, TEAL = "#882255", "#999933", "#44AA99"  # of Tol's muted colours, where those do not suffice
 COLOURS = dict(
     baseline=BLACK, hybrid=BLUE, memory_optimized=GREEN, hold=ORANGE, sham=VERMILLION, baseline_bf16=GREY,
     hybrid_bf16=SKY, hybrid_accumulation=PURPLE, hybrid_offload=YELLOW, spectral=BLUE, nesterov=PURPLE, linear=SKY,
-    drift=GREEN, ridge=BLACK, dmd=GREY, wnn=YELLOW, hybrid_tuned=SKY, adamw=BLACK, muon=PURPLE,
-    soap=GREEN, schedule_free=GREY, lookahead=YELLOW, soap_10=ORANGE, over_muon=VERMILLION, snoo=GREY,
+    drift=GREEN, ridge=BLACK, dmd=GREY, wnn=YELLOW, hybrid_tuned=SKY, adamw=WINE, muon=PURPLE,
+    soap=GREEN, schedule_free=GREY, lookahead=YELLOW, soap_10=OLIVE, over_muon=VERMILLION, snoo=TEAL, ema_nesterov=WINE,
     warmup=GREY, full=BLUE, predict=ORANGE, correct=GREEN, PASS=GREEN, FAIL=VERMILLION, INCONCLUSIVE=GREY,
 )  # fmt: skip
 SPARE = (SKY, PURPLE, YELLOW, GREY)  # for names that are not above, in the order of their appearance
