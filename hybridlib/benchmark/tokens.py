@@ -38,11 +38,11 @@ def main(argv: list[str] | None = None) -> int:
         study, larger = load_study(args.study), load_study(args.larger)
         runs = {(study.study, tokens): at(study, tokens, "fp32") for tokens in TOKENS if tokens <= args.most}
         runs |= {(larger.study, tokens): at(larger, tokens, "bf16") for tokens in TOKENS if tokens <= args.most_larger}
-    except ValueError as error:  # ParameterError is one
+        device = device_name(pick_device(args.device, 1), study.timed_run(ARMS[0]).threads)
+    except ValueError as error:  # ParameterError is one, and a device that is not there says it so
         print(error, file=sys.stderr)
         return 2
     file = OUTPUTS / study.study / "results" / "speed_tokens.csv"
-    device = device_name(pick_device(args.device, 1), study.timed_run(ARMS[0]).threads)
     earlier = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["device"])
     rows = [earlier[earlier.device != device]]
     for (size, tokens), mine in runs.items():
