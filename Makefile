@@ -33,7 +33,7 @@ test: setup tex browser
 	$(BIN)/python -m pytest -m "not timed" --numprocesses $(WORKERS) --dist loadfile $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -m timed $(ARGS) || [ $$? = 5 ]
 
-crash-test: setup tex browser
+crash-test: setup tex
 	$(BIN)/python -m pytest tests/test_crash.py tests/test_killed_reports.py tests/test_damage.py tests/test_any_damage.py \
 	  tests/test_faults.py tests/test_inputs.py --kills 100 --pipeline-kills 20 --faults 3 --inputs 10000 --damages 2000 \
 	  --record outputs/cpu/results $(ARGS)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hybridlib.analysis.show import PNG_SCALE
 from hybridlib.analysis.theme import FONT, TEXT_WIDTH_PX
 from hybridlib.study.parameters import OUTPUTS
 from hybridlib.study.typesetting import LEAST_PT
@@ -55,7 +56,7 @@ def test_the_abstract_is_short_and_nothing_refers_to_nothing(report: Path) -> No
 def test_type_in_figures_can_be_read(report: Path) -> None:
     """The smallest is that of axes, a pixel below FONT; a figure that is wider than the text shrinks to it."""
     for path in report.parent.glob("shown/*.png"):
-        width_px = Image.open(path).width / 2  # it is drawn at twice its size
+        width_px = Image.open(path).width / PNG_SCALE
         scale = TEXT_PT / max(width_px, TEXT_WIDTH_PX)
         assert (FONT - 1) * scale >= LEAST_PT, path
 
