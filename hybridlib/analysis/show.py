@@ -113,7 +113,7 @@ class Shown:
         cells = text.map(lambda cell: cell.replace("|", "¦")).to_markdown(index=False, disable_numparse=True)
         forms = {"text/html": page.to_html(table_uuid=self.name)}
         forms |= {"text/latex": latex_table(text, self.name, self.caption, self.reading, chapter)}
-        forms |= {"text/markdown": f"*{self.caption}*\n\n{cells}", "text/plain": f"{text.to_string(index=False)}"}
+        forms |= {"text/markdown": f"*{self.caption}*\n\n{cells}", "text/plain": text.to_string(index=False)}
         return Displayed(forms, about, self.empty)
 
     @cached_property
