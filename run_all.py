@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 
@@ -21,12 +20,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from hybridlib.study import reproduce, sweeps
+from hybridlib.study.alone import CannotTrain, beside
+from hybridlib.study.cluster.blocks import NoCluster
 from hybridlib.study.execute import check, executed, forget, job_state, why_again
 from hybridlib.study.parameters import OUTPUTS, ROOT, load_study
-from hybridlib.study.pipeline import Pipeline, known_times
+from hybridlib.study.pipeline import Pipeline, known_times, reach
 from hybridlib.study.plan import STAGES, Job, estimated_s, plan
 from hybridlib.study.progress_line import duration, replace_unknown_characters, use_utf8
-from hybridlib.study.provenance import end_with
 from hybridlib.study.records import RunFolder
 from hybridlib.study.storage import InUse, locked
 
@@ -66,6 +66,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--keep-going", action="store_true", help=keep_going)
     where = "where to train; auto: a GPU if there is one. Records made elsewhere are kept, and named"
     add("--device", default="auto", type=device, metavar="auto|cpu|cuda:N", help=where)
+    whose = "train on the workers of this Dask cluster: the address of its scheduler, or its scheduler file"
+    add("--scheduler", metavar="ADDRESS|FILE", help=whose)
     again = (
         "first train baseline and hybrid of the first seed again, beside their records, and say whether the same comes"
         " out; exit status 1 if not"
@@ -102,13 +104,15 @@ def main(argv: list[str] | None = None) -> int:
                 console.print(f"Before it, --reproduce trains {' and '.join(run.id for run in again)} again.")
         if args.dry_run:
             return 0
+        if args.scheduler:
+            reach(args.scheduler)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, stop)
         with locked(OUTPUTS / study.study, "executes its plan"):
             return run(jobs, Pipeline(study, args.study, console, args.full), args)
     except InUse as error:
         return refuse(f"{error}: wait for it, or stop it.", 1)
-    except (reproduce.CannotTrain, OSError) as error:  # StorageError is one
+    except (CannotTrain, OSError) as error:  # StorageError and NoCluster are
         return refuse(error, 1)
 
 
@@ -172,19 +176,19 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
             return 0 if reproduce.verify(study, args.verify, args.choice, args.device, console) else 1
         if args.reproduce:
             agree = reproduce.reproduce(study, args.device, console)
-        if args.full and "research" in (args.only or STAGES) and beside("training.trials", "--study", args.study):
+        where = ["--scheduler", args.scheduler] if args.scheduler else []
+        research = args.full and "research" in (args.only or STAGES)
+        if research and beside("training.trials", "--study", args.study, *where):
             console.print("[red]Some trials failed; the chapter of research names what is missing.[/]")
         if "speed" in (args.only or (STAGES if args.full else ())):
             console.print("Measuring speed: some minutes, with the machine to itself.")
             if beside("benchmark", "--study", args.study, "--device", args.device):
                 console.print("[red]Speed could not be measured; its chapter says what is missing.[/]")
-        for at, job in enumerate(jobs, start=1):
-            if job.extends and not pipeline.went_well(job.run.id):
-                continue
-            todo = is_to_do(job, job_state(job, study.study), args)
-            if todo and not pipeline.attempt(job, f"[{at}/{len(jobs)}]") and not args.keep_going:
-                console.print("Stopped at the first failure; --keep-going goes on with the other jobs.")
-                break
+        if not go_through(jobs, pipeline, args):
+            console.print("Stopped at the first failure; --keep-going goes on with the other jobs.")
+    except NoCluster as error:
+        pipeline.write()
+        return refuse(error, RESUMABLE)
     except KeyboardInterrupt as interrupt:
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the cell that was cut off would report it, too
         pipeline.write()
@@ -194,10 +198,21 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
     return status if agree else refuse("What was trained again does not agree with its records: see above.", 1)
 
 
-def beside(module: str, *options: str) -> int:
-    """Run a `module` of hybridlib with `options` in a process that ends with this one; return its exit status."""
-    me, command = os.getpid(), [sys.executable, "-m", f"hybridlib.{module}", *options]
-    return subprocess.run(command, preexec_fn=lambda: end_with(me)).returncode
+def go_through(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> bool:
+    """Execute those of `jobs` that are to do as `args` asks for it, in the `pipeline`; False if it stopped at one."""
+    first = next((job for job in jobs if job.run), None)
+    for at, job in enumerate(jobs, start=1):
+        if job.run and args.scheduler:
+            how = args.device, args.force, args.keep_going
+            if job is first and not pipeline.train_elsewhere(args.scheduler, jobs, *how):
+                return False
+            continue
+        if job.extends and not pipeline.went_well(job.run.id):
+            continue
+        todo = is_to_do(job, job_state(job, pipeline.study.study), args)
+        if todo and not pipeline.attempt(job, f"[{at}/{len(jobs)}]") and not args.keep_going:
+            return False
+    return True
 
 
 if __name__ == "__main__":

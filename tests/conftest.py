@@ -25,6 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add = parser.addoption
     add("--kills", type=int, default=16, help="kills of a run, at random moments")
     add("--pipeline-kills", type=int, default=2, help="kills of run_all.py and of its kernels")
+    add("--cluster-kills", type=int, default=3, help="kills of workers, schedulers and clients of a cluster")
+    add("--cluster-runs", type=int, default=100, help="made-up runs of a simulated cluster, 31 for each worker")
     add("--faults", type=int, default=1, help="seeds that each fault is tried with")
     add("--inputs", type=int, default=300, help="broken parameter files, notebooks and corpora")
     add("--damages", type=int, default=60, help="files cut or filled with noise")
@@ -34,14 +36,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class Measured:
-    """Keeps what the tests of reliability measured, in `reliability.json` and in tables beside it, if asked to."""
+    """Keeps what tests of `what` measured, in `reliability.json` and in tables beside it, if asked to."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, what: str = "reliability") -> None:
+        self.folder, self.what = folder, what
 
     def add(self, **facts: float) -> None:
         if self.folder:
-            file = self.folder / "reliability.json"
+            file = self.folder / f"{self.what}.json"
             try:
                 before = dict(json.loads(file.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError):  # there is none, or it is damaged
@@ -50,12 +52,17 @@ class Measured:
 
     def table(self, name: str, rows: list[dict]) -> None:
         if self.folder:
-            write_atomically(self.folder / f"reliability_{name}.csv", pd.DataFrame(rows).to_csv(index=False))
+            write_atomically(self.folder / f"{self.what}_{name}.csv", pd.DataFrame(rows).to_csv(index=False))
 
 
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Measured:
     return Measured(request.config.getoption("record"))
+
+
+@pytest.fixture
+def measured_cluster(request: pytest.FixtureRequest) -> Measured:
+    return Measured(request.config.getoption("record"), "cluster")
 
 
 def pytest_configure() -> None:

@@ -45,6 +45,19 @@ def test_data_sources_may_come_from_different_machines(fake_study) -> None:
     load.refuse_mixture(pd.concat([runs, elsewhere]))
 
 
+def test_seeds_may_come_from_different_processors_but_a_pair_may_not(fake_study) -> None:
+    runs = load.read_records(fake_study.name, fake_study.outputs).runs
+    one, other = "cpu: by hand, 1 threads", "cpu: another, 1 threads"
+    mixed = runs.assign(device=runs.seed.map({1: one, 2: other, 3: one}))
+    load.refuse_mixture(mixed)
+    assert load.devices(mixed) == f"{one} (text, seeds 1, 3); {other} (text, seeds 2)"
+    assert load.devices(runs) == one
+    mixed.loc[(mixed.seed == 2) & (mixed.arm == "hybrid"), "device"] = one
+    with pytest.raises(ValueError, match="the runs on text with seed 2 must have one device to be compared") as refused:
+        load.refuse_mixture(mixed)
+    assert "hybrid-text-s2" in str(refused.value)
+
+
 @pytest.mark.parametrize("file", ["run.json", "steps.csv", "evals.csv"])
 @pytest.mark.parametrize("checksums", [True, False])
 @pytest.mark.parametrize("content", ["", "{", "step,phase\n1", "\x00\xff"])

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from hybridlib.study import pipeline, progress, reproduce
+from hybridlib.study import alone, pipeline, progress, reproduce
 from hybridlib.study.parameters import ROOT, load_study
 from hybridlib.study.records import RunFolder
 from hybridlib.study.schema import Study
@@ -86,8 +86,8 @@ def test_a_run_that_cannot_be_trained_is_named(little: Study) -> None:
         source=little.sources["markov"].model_copy(update=dict(kind="text", paths=["nowhere"])),
         model=little.model.model_copy(update=dict(vocab_size=300)),
     )
-    with pytest.raises(reproduce.CannotTrain, match="baseline-markov-s3 could not be trained: .*nowhere"):
-        reproduce.train_alone(run, "cpu")
+    with pytest.raises(alone.CannotTrain, match="baseline-markov-s3 could not be trained: .*nowhere"):
+        alone.train_alone(run, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -164,15 +164,15 @@ def test_progress_is_read_from_whole_rows_of_this_start_only(tmp_path, monkeypat
     run = SMOKE.run("hybrid", "text", 42)
     monkeypatch.setattr(progress, "OUTPUTS", tmp_path)
     records = RunFolder(progress.run_folder(run))
-    assert progress_line.how_far(run, 0.0) == "starting"
+    assert progress_line.how_far(run, records.path, 0.0) == "starting"
     for step in range(1, 31):
         records.add(StepRecord(step, "full", 1, 5.0, 148.4, 1.0, 128 * step, 0.5, None, 10.0, 0.0, ""))
     records.add(StepRecord(31, "predict", 0, None, None, None, 3840, 0.5, 0.4, 10.0, 0.0, ""))
     records.flush()
     with (records.path / "steps.csv").open("a") as out:
         out.write("32,full,1,9")
-    assert progress_line.how_far(run, 0.0) == "step 31/60, loss 5.000, 256 tokens/s, 14 s left"
-    assert progress_line.how_far(run, (records.path / "steps.csv").stat().st_mtime + 1) == "starting"
+    assert progress_line.how_far(run, records.path, 0.0) == "step 31/60, loss 5.000, 256 tokens/s, 14 s left"
+    assert progress_line.how_far(run, records.path, (records.path / "steps.csv").stat().st_mtime + 1) == "starting"
 
 
 def test_the_pipelines_outcome_keeps_what_is_still_true(tmp_path, monkeypatch):

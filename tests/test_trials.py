@@ -2,13 +2,16 @@
 
 import json
 import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from test_crash import using
 
 from hybridlib.study import progress, sweeps
+from hybridlib.study.alone import train_alone
 from hybridlib.training import trials
 
 STUDY = dict(
@@ -54,11 +57,17 @@ def test_an_unknown_sweep_is_refused_with_the_names_that_there_are(tiny: Path, c
     assert "no sweep 'gain'; there are gains" in capsys.readouterr().err
 
 
-def test_a_trial_whose_parent_is_gone_does_not_start(tiny: Path) -> None:
+def test_a_run_trained_alone_ends_with_the_process_that_started_it(tiny: Path) -> None:
     study = trials.load_study(str(tiny / "tiny.yaml"))
-    run = sweeps.runs(study, "gains", sweeps.sweeps(study)["gains"])[0]
-    orphan = multiprocessing.get_context("spawn").Process(target=trials.train_trial, args=(run, -1))
-    orphan.start()
-    orphan.join()
-    assert orphan.exitcode == 0
-    assert progress.run_state(run) == "missing"
+    run = study.run("hybrid", "text", 9).model_copy(update=dict(steps=10**6, log_every=1))
+    parent = multiprocessing.get_context("spawn").Process(target=train_alone, args=(run, "cpu"))
+    parent.start()
+    until_s, steps_csv = time.monotonic() + 60, progress.run_folder(run) / "steps.csv"
+    while not steps_csv.exists() and time.monotonic() < until_s:
+        time.sleep(0.05)
+    assert steps_csv.exists() and len(using(tiny / "outputs")) >= 2
+    parent.kill()
+    parent.join()
+    while using(tiny / "outputs") and time.monotonic() < until_s:
+        time.sleep(0.05)
+    assert not using(tiny / "outputs") and progress.run_state(run) != "complete"

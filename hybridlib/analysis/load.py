@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from hybridlib.analysis.alike import refuse_mixture
 from hybridlib.study import parameters, progress
 from hybridlib.study.parameters import load_study
 from hybridlib.study.progress import summarise, time_to_target_s
@@ -37,7 +38,6 @@ RUN_COLUMNS = [
     "target_loss", "time_to_target_s", "steady_time_to_target_s", "reported_loss_nats",
 ]  # fmt: skip
 UNREADABLE = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError)  # what damaged or cut records raise
-ALIKE = ("numerics", "device", "corpus_sha256")  # what runs share that are compared
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Records:
 def read_records(study: str, outputs: Path | None = None) -> Records:
     """Return all complete runs of `study`, a name or the path of a .yaml file, from the folder `outputs`.
 
-    On a data source those under the newest NUMERICS count. Raise `ValueError` for several devices or corpora.
+    On a data source those under the newest NUMERICS count. Raise `ValueError` for what `refuse_mixture` refuses.
     """
     plan = load_study(study)
     folder = (outputs or parameters.OUTPUTS) / plan.study
@@ -121,25 +121,14 @@ def planned_seeds(study: Study, arm: str, data: str) -> set[int]:
     return {run.seed for _, run, _ in planned(study) if (run.arm, run.data) == (arm, data)}
 
 
-def refuse_mixture(runs: pd.DataFrame) -> None:
-    """Raise `ValueError`, which names runs, unless the `runs` on each data source were made ALIKE."""
-    for data, part in runs.groupby("data"):
-        for column in ALIKE:
-            if part[column].nunique(dropna=False) > 1:
-                named = {
-                    str(value): (g.arm + "-" + g.data + "-s" + g.seed.astype(str)).tolist()
-                    for value, g in part.groupby(column, dropna=False)
-                }
-                said = "; ".join(f"{v[:24]}: {', '.join(n[:4])}{' …' * (len(n) > 4)}" for v, n in named.items())
-                raise ValueError(
-                    f"the runs on {data} must have one {column} to be compared, and have {len(named)}: {said}"
-                )
-
-
 def devices(runs: pd.DataFrame) -> str:
-    """Return the device of the `runs`; if there are several, each with its data sources."""
-    found = {device: list(dict.fromkeys(part.data)) for device, part in runs.groupby("device", sort=False)}
-    return "; ".join(f"{device} ({', '.join(data)})" if len(found) > 1 else device for device, data in found.items())
+    """Return the device of the `runs`; if there are several, each with its data sources, and its seeds."""
+    several, said = runs.groupby("data").device.nunique() > 1, []
+    for device, part in runs.groupby("device", sort=False):
+        seeds = part.groupby("data", sort=False).seed.unique()
+        named = [f"{d}, seeds {', '.join(map(str, s))}" if several[d] else d for d, s in seeds.items()]
+        said.append(f"{device} ({'; '.join(named) if several.any() else ', '.join(named)})")
+    return "; ".join(said) if len(said) > 1 else "".join(runs.device.unique())
 
 
 def with_targets(runs: pd.DataFrame, evals: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hybridlib.analysis.load import ALIKE, BASELINE, refuse_mixture
+from hybridlib.analysis.alike import ALIKE, refuse_mixture
+from hybridlib.analysis.load import BASELINE
 from hybridlib.study import parameters, progress
 from hybridlib.study.records import RunFolder
 from hybridlib.study.run import Run

@@ -24,12 +24,11 @@ from rich.markup import escape
 
 from hybridlib.method.settings import instead, problem
 from hybridlib.study import chapters, progress
+from hybridlib.study.alone import PATIENCE_S
 from hybridlib.study.chapters import source, stamp
 from hybridlib.study.plan import PIPELINE, Job
 from hybridlib.study.provenance import ROOT, from_root
 from hybridlib.study.storage import part_of, remove_checkpoints, writing
-
-PATIENCE_S = 30.0  # for a checkpoint, which takes a step's time and a write's
 
 
 class Kernel(AsyncKernelManager):
@@ -127,12 +126,16 @@ def why_again(job: Job, study: str) -> str:
 
 
 def execute(job: Job, study: str, console: Console) -> None:
-    """Execute the notebook of `job` in `study`, and keep the executed copy, with the error in it if there was one.
+    """Execute the notebook of `job` as `execute_into` does, on `console`, and keep the copy in its place in `study`."""
+    execute_into(executed(job, study), job, console)
+
+
+def execute_into(out: Path, job: Job, console: Console) -> None:
+    """Execute the notebook of `job`, and keep the executed copy as `out`, with the error in it if there was one.
 
     It replaces the copy of an earlier start when it is whole. Warnings of its cells appear on `console` at once. Raise
     `JobFailed` and `StorageError`. On `KeyboardInterrupt` the kernel is shut down before the exception goes on.
     """
-    out = executed(job, study)
     part = part_of(out).with_suffix(".part.ipynb")
     facts = {} if job.run else dict(made_by=chapters.made_by(job))
     os.environ[PIPELINE] = job.notebook  # its kernel inherits this

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from hybridlib.study import export
+from hybridlib.study.cluster.blocks import NoCluster
 from hybridlib.study.execute import JobFailed, execute, executed, job_state, tidy
 from hybridlib.study.parameters import OUTPUTS
-from hybridlib.study.plan import STAGES, Job, plan
+from hybridlib.study.plan import STAGES, Job, estimated_s, plan
 from hybridlib.study.progress_line import duration, live_line, progress_of
 from hybridlib.study.records import RunFolder
 from hybridlib.study.schema import Study
@@ -49,12 +51,43 @@ class Pipeline:
                     export.export(OUTPUTS / study, executed(job, study))
         except (JobFailed, export.ExportFailed, StorageError) as error:
             message = str(error)
-        seconds, status = time.monotonic() - started, "failed" if message else "complete"
+        self.say(job, label, time.monotonic() - started, message)
+        return not message
+
+    def train_elsewhere(self, scheduler: str, jobs: list[Job], device: str, fresh: bool, keep_going: bool) -> bool:
+        """Train what is to do of `jobs` on `device` of the workers of a Dask `scheduler`; return whether to go on.
+
+        Runs on the same data with the same seed are a block: one machine trains them. `fresh` and `keep_going` are what
+        `--force` and `--keep-going` say; `jobs` are all of the plan's. Raise `NoCluster`.
+        """
+        from hybridlib.study.cluster import notebook
+        from hybridlib.study.cluster.blocks import Block, Task, block_of
+        from hybridlib.study.cluster.connect import connected, dashboard
+        from hybridlib.study.cluster.crew import Crew
+        from hybridlib.study.cluster.order import Orders
+
+        known, by_pair = known_times(self.study.study), defaultdict(list)
+        labels = {job.name: f"[{at}/{len(jobs)}]" for at, job in enumerate(jobs, start=1)}
+        for job in (job for job in jobs if job.run):
+            by_pair[job.run.data, job.run.seed].append(Task(job.run, job, estimated_s(job, known)))
+        blocks: list[Block] = [block_of(f"{data}, seed {seed}", tasks) for (data, seed), tasks in by_pair.items()]
+
+        def ended(task: Task, message: str, seconds: float) -> bool:
+            self.say(task.job, labels[task.job.name], seconds, message)
+            return keep_going or not message
+
+        with connected(scheduler) as client:
+            self.console.print(f"Training on the workers of {dashboard(client)}.")
+            Crew(client, Orders(device, self.study, fresh), self.console, notebook.work).train(blocks, ended)
+        return keep_going or all(self.went_well(name) for name in labels)
+
+    def say(self, job: Job, label: str, seconds: float, message: str) -> None:
+        """Keep, and say, that `job`, which `label` numbers, ended after `seconds`; with a `message` if it failed."""
+        status = "failed" if message else "complete"
         self.add(job, status, seconds, message)
         self.console.print(f"{label} {job.stage}: {job.name}: {status}, {duration(seconds)}")
         if message:
             self.console.print(f"[red]{escape(message)}[/]")
-        return not message
 
     def add(self, job: Job, status: str, seconds: float, message: str = "") -> None:
         """Keep the `status` of `job`, the `seconds` that it took and its `message`."""
@@ -114,6 +147,16 @@ class Pipeline:
         if was.get("status") == "failed":
             return "failed", was["seconds"], was["message"]
         return "missing", "", "" if found == "missing" else found
+
+
+def reach(scheduler: str) -> None:
+    """Raise `NoCluster` unless the `scheduler` answers: before anything is begun, not hours later."""
+    try:
+        from hybridlib.study.cluster.connect import connected
+    except ImportError as error:
+        raise NoCluster(f"--scheduler needs Dask ({error}): make setup, or pip install distributed") from None
+    with connected(scheduler):
+        pass
 
 
 def verdict_table(results: dict) -> Table:

@@ -26,6 +26,11 @@ def run_folder(run: Run) -> Path:
     return OUTPUTS / run.study / "runs" / run.id
 
 
+def baseline_folder(run: Run) -> Path:
+    """Return the folder of the baseline that `run` is compared with: on the same data, with the same seed."""
+    return run_folder(run).with_name(f"baseline-{run.data}-s{run.seed}")
+
+
 def checkpoint_path(run: Run) -> Path:
     """Return the file of the newest checkpoint of `run`."""
     return run_folder(run) / "checkpoint.safetensors"
@@ -123,7 +128,7 @@ def differences(then: dict[str, Any], now: dict[str, Any], above: str = "") -> l
 
 def target_loss(run: Run) -> float | None:
     """Return the final held-out loss of the baseline on the data and seed of `run`; None while it has no record."""
-    facts = RunFolder(run_folder(run).with_name(f"baseline-{run.data}-s{run.seed}")).facts
+    facts = RunFolder(baseline_folder(run)).facts
     return facts["summary"]["held_out_loss"] if facts else None
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
@@ -67,13 +68,16 @@ def progress_of(job: Job, label: str) -> Callable[[], str]:
     """Return what says how far `job`, which starts now, has come; `label` stands before its name."""
     started = time.time()
     if job.run:
-        return lambda: f"{label} {job.name}: {how_far(job.run, started)}"
+        return lambda: f"{label} {job.name}: {how_far(job.run, progress.run_folder(job.run), started)}"
     return lambda: f"{label} {job.name}: {duration(time.time() - started)}"
 
 
-def how_far(run: Run, since: float) -> str:
-    """Say step, loss, tokens a second and time left of `run`; rows written before the time `since` are not its own."""
-    file = progress.run_folder(run) / "steps.csv"
+def how_far(run: Run, folder: Path, since: float) -> str:
+    """Say step, loss, tokens a second and time left of `run`, whose records lie in `folder`.
+
+    Rows written before the time `since` are not its own.
+    """
+    file = folder / "steps.csv"
     try:
         if file.stat().st_mtime < since:
             return "starting"

@@ -4,11 +4,7 @@ What is trained lies in `outputs/<study>/reproduced/`; the records stay as they 
 """
 
 import json
-import os
 import random
-import subprocess
-import sys
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hybridlib.study import provenance
-from hybridlib.study.execute import PATIENCE_S
+from hybridlib.study.alone import train_alone
 from hybridlib.study.parameters import OUTPUTS
 from hybridlib.study.pipeline import known_times
 from hybridlib.study.plan import Job, estimated_s, plan
@@ -35,10 +31,6 @@ PAIR = "baseline", "hybrid"  # what the criteria of speed and quality compare
 SAME = 1e-4
 BUSY = 2.0  # the slowdown (see `progress.pace`) from which on a machine had more to do than to train
 TIMED = ["step_s", "jump_s", "peak_mb", "train_s"]
-
-
-class CannotTrain(Exception):
-    """A run that could not be trained again; the message says which, and what was said last."""
 
 
 def pair(study: Study) -> list[Run]:
@@ -112,23 +104,6 @@ def train_again(runs: list[Run], device: str, console: Console) -> None:
         if run_state(run) != "complete":
             with live_line(progress_of(Job("", "", {}, run), f"[again {at}/{len(runs)}]"), console):
                 train_alone(run, device)
-
-
-def train_alone(run: Run, device: str) -> None:
-    """Train `run` on `device` in a process that ends with this one. Raise `CannotTrain`."""
-    command = [sys.executable, "-m", "hybridlib.training.experiment", run.model_dump_json(), device, str(os.getpid())]
-    options = dict(stderr=subprocess.PIPE, encoding="utf-8", errors="replace", start_new_session=True)
-    with subprocess.Popen(command, **options) as process:
-        try:
-            _, said = process.communicate()
-        except KeyboardInterrupt:
-            process.terminate()  # it makes a checkpoint
-            with suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=PATIENCE_S)
-            process.kill()
-            raise
-    if process.returncode:
-        raise CannotTrain(f"{run.id} could not be trained: {(said.strip().splitlines() or [process.returncode])[-1]}")
 
 
 def compare(name: str, then: RunFolder, now: RunFolder) -> dict[str, Any]:

@@ -182,5 +182,6 @@ class Loop:
         return tuple(part.to(self.trainer.objective.device) for part in batch)
 
 
-if __name__ == "__main__":  # a run as JSON, and a device: for a process of its own
-    train(Run.model_validate_json(sys.argv[1]), sys.argv[2])
+if __name__ == "__main__":  # a run as JSON, a device, and the process that this one ends with
+    if provenance.end_with(int(sys.argv[3])):
+        train(Run.model_validate_json(sys.argv[1]), sys.argv[2])

@@ -1,30 +1,29 @@
 """Train the trials of `params/research/<study>.yaml` that are not complete: `python -m hybridlib.training.trials`.
 
 Trials run side by side, each on one thread, so that no core waits. Their losses can be compared, but not their times.
-On a GPU trials that are compared belong to one device: losses on another differ by rounding.
+Those of a seed go to machines of one kind, because losses on another kind differ by rounding.
 """
 
 import argparse
 import multiprocessing
-import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from tqdm import tqdm
+import distributed
+from rich.console import Console
+from rich.markup import escape
 
 from hybridlib.study import progress
+from hybridlib.study.cluster.blocks import NoCluster, Task, block_of
+from hybridlib.study.cluster.connect import connected, local_workers
+from hybridlib.study.cluster.crew import Crew
+from hybridlib.study.cluster.order import Orders
 from hybridlib.study.parameters import load_study
 from hybridlib.study.progress_line import replace_unknown_characters
-from hybridlib.study.provenance import end_with
 from hybridlib.study.run import Run
 from hybridlib.study.sweeps import chosen, path, runs, sweeps
-from hybridlib.training.experiment import train
-
-
-def train_trial(run: Run, parent: int, device: str = "cpu") -> None:
-    """Train the trial `run` on `device` in this process, which ends with the process `parent` that started it."""
-    if end_with(parent):
-        train(run, device)
+from hybridlib.training.assemble import pick_device
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count(), help="trials side by side")
     parser.add_argument("--device", default="cpu", metavar="auto|cpu|cuda:N")
     parser.add_argument("--dry-run", action="store_true", help="print what is to be trained and stop")
+    parser.add_argument("--scheduler", metavar="ADDRESS|FILE", help="train on the workers of this Dask cluster")
     args = parser.parse_args(argv)
     if args.workers < 1:
         parser.error(f"--workers {args.workers}: must be at least 1")
@@ -47,24 +47,43 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     todo = [run for run in every if progress.run_state(run) not in ("complete", "extendable")]
-    print(f"{len(every)} trials, {len(todo)} to train, {args.workers} at a time")
+    print(f"{len(every)} trials, {len(todo)} to train, {args.scheduler or f'{args.workers} at a time'}")
     if args.dry_run:
         print("\n".join(f"{run.study}: {run.id}" for run in todo))
         return 0
-    return 1 if train_side_by_side(todo, args.workers, args.device) else 0
+    try:
+        if not args.scheduler:
+            pick_device(args.device, threads=1)  # one that is not there is named once, before anything starts
+        with workers_of(args.scheduler, min(args.workers, len(todo) or 1)) as client:
+            return 1 if train_side_by_side(client, todo, args.device) else 0
+    except (NoCluster, ValueError) as error:
+        print(error)
+        return 1
 
 
-def train_side_by_side(todo: list[Run], workers: int, device: str = "cpu") -> int:
-    """Train the runs `todo` on `device`, `workers` at a time, each in a fresh process. Print and count those that
-    fail."""
-    failed, context = 0, multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(train_trial, run, os.getpid(), device): run for run in todo}
-        for done in tqdm(as_completed(waiting), total=len(todo), unit="trial", disable=None):
-            if error := done.exception():
-                failed += 1
-                tqdm.write(f"{waiting[done].study}: {waiting[done].id}: {error!r}")
-    return failed
+@contextmanager
+def workers_of(scheduler: str | None, count: int) -> Iterator[distributed.Client]:
+    """Reach the workers of the Dask `scheduler`, or start `count` of them on this machine. Raise `NoCluster`."""
+    with connected(scheduler) if scheduler else local_workers(count) as client:
+        yield client
+
+
+def train_side_by_side(client: distributed.Client, todo: list[Run], device: str = "cpu") -> int:
+    """Train the runs `todo` on `device` of the workers of `client`, each in a fresh process.
+
+    Print and count those that fail. Raise `NoCluster`.
+    """
+    console, failed = Console(highlight=False, soft_wrap=True), []
+    blocks = [block_of(run.id, [Task(run, None, run.steps)], group=f"seed {run.seed}") for run in todo]
+
+    def ended(task: Task, message: str, seconds: float) -> bool:
+        if message:
+            failed.append(task)
+            console.print(f"{escape(task.name)}: {escape(message)}")
+        return True
+
+    Crew(client, Orders(device), console).train(blocks, ended)
+    return len(failed)
 
 
 if __name__ == "__main__":

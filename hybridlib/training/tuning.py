@@ -2,8 +2,8 @@
 
 The first trials of a search are a Sobol sequence, so that they are spread evenly; each other one is proposed from the
 trials before it by Optuna's tree-structured Parzen estimator (Bergstra et al. 2011, "Algorithms for hyper-parameter
-optimization", section 4). A trial's seeds are trained side by side, each on one thread. What a search proposes depends
-on its table alone, so one that was stopped goes on as if it had not been.
+optimization", section 4). A trial's seeds are trained side by side, each on one thread, here or on a cluster. What a
+search proposes depends on its table alone, so one that was stopped goes on as if it had not been.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import shutil
 import sys
 from typing import Any
 
+import distributed
 import optuna
 import pandas as pd
 from torch.quasirandom import SobolEngine
@@ -24,7 +25,7 @@ from hybridlib.study.schema import Study
 from hybridlib.study.searches import Range, Search, at_an_edge, best, path, point_of, searches, table, trial, tried
 from hybridlib.study.storage import write_atomically
 from hybridlib.study.sweeps import chosen
-from hybridlib.training.trials import train_side_by_side
+from hybridlib.training.trials import train_side_by_side, workers_of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--searches", nargs="+", default=[], metavar="SEARCH", help="these alone")
     parser.add_argument("--trials", type=int, help="stop a search after so many, in all")
     parser.add_argument("--device", default="cpu", metavar="auto|cpu|cuda:N")
+    parser.add_argument("--scheduler", metavar="ADDRESS|FILE", help="train on the workers of this Dask cluster")
     args = parser.parse_args(argv)
     replace_unknown_characters()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         edges = [
             f"{path(study)}: {name}: {said}"
             for name, search in asked.items()
-            for said in tune(study, name, search, args.trials or search.trials, args.device)
+            for said in tune(study, name, search, args.trials or search.trials, args.device, args.scheduler)
         ]
     except ValueError as error:  # ParameterError is one
         print(error, file=sys.stderr)
@@ -52,29 +54,41 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if edges else 0
 
 
-def tune(study: Study, name: str, search: Search, trials: int, device: str = "cpu") -> list[str]:
+def tune(
+    study: Study, name: str, search: Search, trials: int, device: str = "cpu", scheduler: str | None = None
+) -> list[str]:
     """Go on with the `search` of `study`, called `name`, up to `trials`; return where its best lies at an edge.
 
-    Its runs are trained on `device`. Raises `RuntimeError` where one could not be.
+    Its runs are trained on `device`, of the workers of the Dask `scheduler` if there is one. Raises `RuntimeError`
+    where one could not be, and `NoCluster`.
     """
-    while len(rows := tried(study, name, search)) < trials:
-        point = propose(search, rows)
-        runs = trial(study, name, search, len(rows), point)
-        todo = [run for run in runs if progress.run_state(run) != "complete"]
-        if train_side_by_side(todo, len(runs), device):
-            raise RuntimeError(f"{name}: a run of trial {len(rows)} failed; its settings are {point}")
-        losses = {f"loss_{run.seed}": loss_of(RunFolder(progress.run_folder(run)).facts) for run in runs}
-        row = pd.DataFrame([dict(trial=len(rows)) | point | losses])
-        kept = rows.drop(columns="loss")
-        write_atomically(table(study, name), (pd.concat([kept, row]) if len(kept) else row).to_csv(index=False))
-        shutil.rmtree(progress.run_folder(runs[0]).parents[1])  # the row is what is kept of it
-        print(
-            f"{name}: trial {len(rows) + 1} of {trials}: {sum(losses.values()) / len(losses):.4f} at {point}",
-            flush=True,
-        )
+    if len(rows := tried(study, name, search)) < trials:
+        with workers_of(scheduler, len(search.seeds)) as client:
+            while len(rows := tried(study, name, search)) < trials:
+                add_trial(client, study, name, search, trials, device)
     found = best(rows, search)
     print(f"{name}: best {rows.loss.min():.4f} at {found}")
     return at_an_edge(found, search)
+
+
+def add_trial(client: distributed.Client, study: Study, name: str, search: Search, trials: int, device: str) -> None:
+    """Train the next of the `trials` of `search`, called `name`, of `study` on `device`, and add its row to the table.
+
+    The workers of `client` train its runs. Raises `RuntimeError` where one could not be.
+    """
+    rows = tried(study, name, search)
+    point = propose(search, rows)
+    runs = trial(study, name, search, len(rows), point)
+    todo = [run for run in runs if progress.run_state(run) != "complete"]
+    if train_side_by_side(client, todo, device):
+        raise RuntimeError(f"{name}: a run of trial {len(rows)} failed; its settings are {point}")
+    losses = {f"loss_{run.seed}": loss_of(RunFolder(progress.run_folder(run)).facts) for run in runs}
+    row = pd.DataFrame([dict(trial=len(rows)) | point | losses])
+    kept = rows.drop(columns="loss")
+    write_atomically(table(study, name), (pd.concat([kept, row]) if len(kept) else row).to_csv(index=False))
+    shutil.rmtree(progress.run_folder(runs[0]).parents[1])  # the row is what is kept of it
+    mean = sum(losses.values()) / len(losses)
+    print(f"{name}: trial {len(rows) + 1} of {trials}: {mean:.4f} at {point}", flush=True)
 
 
 def loss_of(facts: dict[str, Any]) -> float:

@@ -1,0 +1,53 @@
+"""Reach a Dask cluster: the one that a scheduler's address names, or workers of this machine alone."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import distributed
+from distributed.versions import VersionMismatchWarning
+
+from hybridlib.study.cluster.blocks import NoCluster
+
+ONE_DEVICE = {"device": 1}  # what a worker offers, and a run takes: one at a time, so that its times are its own
+
+
+@contextmanager
+def connected(scheduler: str) -> Iterator[distributed.Client]:
+    """Connect to the `scheduler`, an address or a scheduler file, until the block ends. Raise `NoCluster`.
+
+    No pickle that a worker sends is loaded here, an error's apart, which Dask itself sends.
+    """
+    where = dict(scheduler_file=scheduler) if Path(scheduler).is_file() else dict(address=scheduler)
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is lost is said here, in a line
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", VersionMismatchWarning)  # versions are compared below
+            client = distributed.Client(
+                **where, timeout=10, serializers=["msgpack", "pickle"], deserializers=["msgpack"]
+            )
+    except (OSError, ValueError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise NoCluster(f"--scheduler {scheduler}: no Dask scheduler answers: {said}") from None
+    try:
+        yield client
+    finally:
+        with suppress(Exception):  # of a scheduler that is gone
+            client.close(timeout=5)
+
+
+@contextmanager
+def local_workers(count: int) -> Iterator[distributed.Client]:
+    """Start `count` workers of one thread on this machine until the block ends; only this machine reaches them."""
+    options = dict(host="127.0.0.1", dashboard_address=None, resources=ONE_DEVICE, silence_logs=logging.CRITICAL)
+    with distributed.LocalCluster(n_workers=count, threads_per_worker=1, processes=True, **options) as cluster:
+        with connected(cluster.scheduler_address) as client:
+            yield client
+
+
+def dashboard(client: distributed.Client) -> str:
+    """Return the address of the scheduler of `client`, and that of its dashboard if it has one."""
+    scheduler, services = client.scheduler.address, client.scheduler_info()["services"]
+    return f"{scheduler}, dashboard {client.dashboard_link}" if "dashboard" in services else scheduler

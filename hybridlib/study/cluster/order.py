@@ -1,0 +1,56 @@
+"""What a worker is told of a run: all that it needs to know, as JSON."""
+
+import json
+import uuid
+from pathlib import Path
+
+from hybridlib.study import progress
+from hybridlib.study.cluster import worker
+from hybridlib.study.cluster.blocks import Task
+from hybridlib.study.cluster.landing import RECORDS, packed
+from hybridlib.study.provenance import from_root
+from hybridlib.study.schema import Study
+from hybridlib.study.storage import write_atomically
+
+
+class Orders:
+    """Orders to train runs on `device`, those of `study` by its notebook.
+
+    With `fresh`, a worker does not go on from what it made earlier for this side. `token` names this side there.
+    """
+
+    def __init__(self, device: str, study: Study | None = None, fresh: bool = False) -> None:
+        self.device, self.study, self.fresh, self.token = device, study, fresh, token_of(progress.OUTPUTS)
+        self.begun: set[str] = set()
+
+    def order(self, task: Task, gpu: str) -> str:
+        """Return as JSON what `worker.work` is to know of `task`, on the GPU of the number `gpu` if it is not empty.
+
+        A run that goes on to its baseline's loss is sent that baseline's records.
+        """
+        run, job, baseline = task.run, task.job, progress.baseline_folder(task.run)
+        beside = packed(baseline, RECORDS) if run.extend > 1 and run.id != baseline.name else {}
+        again, study = task.name in self.begun, self.study
+        self.begun.add(task.name)
+        order = dict(
+            run=run.model_dump(mode="json"),
+            job=job and dict(stage=job.stage, notebook=job.notebook, parameters=job.parameters, extends=job.extends),
+            study=study and study.model_copy(update=dict(also_reads=[])).model_dump(mode="json"),
+            device=self.device,
+            gpu=gpu,
+            texts={path: worker.text_sha256(path) for path in run.source.paths},
+            beside={baseline.name: {name: content.decode() for name, content in beside.items()}},
+            outputs=str(progress.OUTPUTS),
+            shown=str(from_root(progress.OUTPUTS)),
+            token=self.token,
+            fresh=self.fresh and not again,
+        )
+        return json.dumps(order)
+
+
+def token_of(outputs: Path) -> str:
+    """Return what names the folder `outputs` among all that workers train for: it is kept in a file there."""
+    file = outputs / worker.TOKEN
+    if not file.is_file():
+        write_atomically(file, uuid.uuid4().hex)
+    return file.read_text(encoding="utf-8")
