@@ -83,9 +83,14 @@ def paired(rows: pd.DataFrame, ours: str, theirs: str) -> tuple[pd.Series, pd.Se
     return losses[ours], losses[theirs]
 
 
-def change(of: pd.Series, against: pd.Series) -> statistics.Effect:
-    """Return by how many per cent the losses `of` an arm lie above those they are held `against`, (n,) each, paired."""
-    return statistics.mean_effect(100 * (of / against - 1))
+def changes(of: pd.Series, against: pd.Series) -> pd.Series:
+    """Return by how many per cent each loss `of` an arm lies above the one that it is held `against`, (n,), paired."""
+    return 100 * (of / against - 1)
+
+
+def change(of: pd.Series, against: pd.Series, alpha: float = statistics.ALPHA) -> statistics.Effect:
+    """Return the mean of the `changes` of losses `of` an arm `against` another's, with a 1 − `alpha` interval."""
+    return statistics.mean_effect(changes(of, against), alpha)
 
 
 def crossing(tokens: np.ndarray, cost: np.ndarray, worth_ratio: float) -> float:

@@ -1,6 +1,7 @@
 """Verdicts against optimizers that someone tuned: what a computed step is worth in theirs, and who ends better."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from hybridlib.analysis.load import Records
 from hybridlib.analysis.measured import FAIL, GRADES, INCONCLUSIVE, PASS, WORST_FIRST, CriterionVerdict
 from hybridlib.analysis.research import read_research
 from hybridlib.analysis.wording import estimate, fixed, p_is
-from hybridlib.analysis.worth import ratio, standing, worth
+from hybridlib.analysis.worth import change, changes, paired, ratio, standing, worth
 
 LEAST_SEEDS = 2
 
@@ -44,44 +45,64 @@ def _worth(rows: pd.DataFrame, rule: r.WorthRule, part: r.WorthPart, alpha: floa
     return CriterionVerdict(verdict, grade, *found[:3], "×", found.p, math.nan, why)
 
 
+@dataclass(frozen=True)
+class PeerVerdict:
+    """The `verdict` on one `peer`, with its `grade` and a sentence `why`: `in_equal_time`, or after equal steps.
+
+    `found` is the change of the loss to the peer's, in %; its p is that of what is `asked`. The arm's mean loss lies
+    `ahead` by so many standard errors.
+    """
+
+    peer: str
+    in_equal_time: bool
+    found: statistics.Effect
+    ahead: float
+    asked: str
+    verdict: str
+    grade: str
+    why: str
+
+
 def judge_peers(rows: pd.DataFrame, rule: r.PeersRule, alpha: float) -> CriterionVerdict:
     """Return the verdict of `rule` on `rows` of the `table`, tested at level `alpha`.
 
     Its value is the change to the peer that comes nearest. It exceeds where the arm ends better than the strongest
     peer after equal computed steps, too.
     """
-    ours = rows[(rows.arm == rule.arm) & (rows.computed_steps == rule.computed_steps)].set_index("seed").held_out_loss
-    found = [_against(rows, rule, ours, peer, at_clock, alpha) for peer in rule.peers for at_clock in (False, True)]
-    worst = min(found, key=lambda each: (WORST_FIRST.index(each.verdict), -each.value))
+    found = against_peers(rows, rule, alpha)
+    worst = min(found, key=lambda each: (WORST_FIRST.index(each.verdict), -each.found.value))
     exceeds = worst.verdict == PASS and all(each.grade == "exceeds" for each in found)
     grade = "exceeds" if exceeds else GRADES.get(worst.verdict, "")
-    why = " ".join(each.why for each in sorted(found, key=lambda each: WORST_FIRST.index(each.verdict)))
-    parts = worst.value, worst.low, worst.high, worst.unit, worst.p, math.nan
-    return CriterionVerdict(worst.verdict, grade, *parts, why)
+    passed = sum(each.verdict == PASS for each in found)
+    why = f"{passed} of {len(found)} comparisons pass. {worst.why}"
+    unit = f"% against {worst.peer}" if worst.found.n else "%"
+    return CriterionVerdict(worst.verdict, grade, *worst.found[:3], unit, worst.found.p, math.nan, why)
 
 
-def _against(
-    rows: pd.DataFrame, rule: r.PeersRule, ours: pd.Series, peer: str, at_clock: bool, alpha: float
-) -> CriterionVerdict:
-    """Return the verdict on one `peer`, `at_clock` at equal wall-clock, else after equal computed steps."""
-    its = rows[(rows.arm == peer) & (rows.in_equal_time if at_clock else rows.computed_steps == rule.computed_steps)]
-    theirs = its.set_index("seed").held_out_loss.reindex(ours.index)
-    when = "equal wall-clock" if at_clock else f"{rule.computed_steps} computed steps"
-    what = f"{rule.arm} against {peer} at {when}"
-    if len(ours) < LEAST_SEEDS or theirs.isna().any() or not np.isfinite(ours).all():
-        lost = f"{what}: {int(theirs.notna().sum())} paired seeds of {len(ours)}."
-        return CriterionVerdict(INCONCLUSIVE, "", *statistics.NO_ESTIMATE[:3], "%", math.nan, math.nan, lost)
-    changes = 100 * (ours / theirs - 1)
-    change = statistics.mean_effect(changes, alpha)
-    better = change.value < 0 and change.p < alpha
-    if peer == rule.strongest and not at_clock:
-        p = statistics.non_inferiority_p(changes, rule.within_pct)
-        met, shown, asked = change.value <= rule.within_pct, p < alpha, f"at most {rule.within_pct:g} %"
-    else:
-        p, met, shown, asked = change.p, change.value < 0, better, "below 0"
+def against_peers(rows: pd.DataFrame, rule: r.PeersRule, alpha: float) -> list[PeerVerdict]:
+    """Return the verdicts of `rule` on every peer, from `rows` of the `table`, tested at level `alpha`: after equal
+    computed steps, and at equal wall-clock."""
+    return [_against(rows, rule, peer, in_time, alpha) for peer in rule.peers for in_time in (False, True)]
+
+
+def _against(rows: pd.DataFrame, rule: r.PeersRule, peer: str, in_time: bool, alpha: float) -> PeerVerdict:
+    equal = rows.computed_steps == rule.computed_steps
+    own, its = equal & (rows.arm == rule.arm), (rows.in_equal_time if in_time else equal) & (rows.arm == peer)
+    ours, theirs = paired(rows[own | its], rule.arm, peer)
+    what = f"{rule.arm} against {peer} at {'equal wall-clock' if in_time else f'{rule.computed_steps} computed steps'}"
+    if len(ours) < max(LEAST_SEEDS, own.sum()) or not np.isfinite(ours).all():
+        lost = f"{what}: {len(ours)} paired seeds of {own.sum()}."
+        return PeerVerdict(peer, in_time, statistics.NO_ESTIMATE, math.nan, "", INCONCLUSIVE, "", lost)
+    found = change(ours, theirs, alpha)
+    met, asked = found.value < 0, "below 0"
+    shown = better = met and found.p < alpha
+    if peer == rule.strongest and not in_time:
+        p = statistics.non_inferiority_p(changes(ours, theirs), rule.within_pct)
+        found, met, shown = found._replace(p=p), found.value <= rule.within_pct, p < alpha
+        asked = f"at most {rule.within_pct:g} %"
     verdict = FAIL if not met else PASS if shown else INCONCLUSIVE
-    ahead = standing(ours, theirs)
-    why = f"{what}: {estimate(change, '%')} of its loss, {asked} is asked for, {p_is(p)}"
-    why += f"; {fixed(ahead, 1)} standard errors ahead."
     grade = "exceeds" if verdict == PASS and better else GRADES.get(verdict, "")
-    return CriterionVerdict(verdict, grade, *change[:3], f"% against {peer}", p, math.nan, why)
+    ahead = standing(ours, theirs)
+    why = f"{what}: {estimate(found, '%')} of its loss, {asked} is asked for, {p_is(found.p)}"
+    why += f"; {fixed(ahead, 1)} standard errors ahead."
+    return PeerVerdict(peer, in_time, found, ahead, asked, verdict, grade, why)
