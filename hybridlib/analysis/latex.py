@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import dataclass
 from textwrap import wrap
 
 import pandas as pd
@@ -50,46 +51,76 @@ def caption_of(target: str, caption: str, reading: str, chapter: str) -> str:
     return rf"\caption[{{{prose(caption)}}}]{{\hypertarget{{{target}}}{{}}{text}}}\label{{{target}}}"
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a table's columns are set: the `heads` of each in lines, whether they go to the `right`, and the `shares` of
+    the text's width of those whose cells wrap. A table that would shrink too much is `turned`, and one that breaks over
+    pages is `long`.
+    """
+
+    heads: dict[str, list[str]]
+    right: dict[str, bool]
+    shares: dict[str, float]
+    turned: bool
+    long: bool
+
+    @classmethod
+    def of(cls, text: pd.DataFrame) -> "Layout":
+        """Return the layout of the frame `text` of strings, from how long its cells are."""
+        right = {c: bool(text[c].str.match(r"[−<+]? ?\d|–$|∞$").all()) for c in text}
+        cells = {c: text[c].str.len().max() for c in text}
+        heads = {c: wrap(str(c), max(cells[c], 9), break_long_words=False) for c in text}
+        widest = {c: max(cells[c], *map(len, heads[c])) for c in text}
+        wrapped = [c for c in text if widest[c] > WIDE_CHARACTERS]
+        fixed = LINEWIDTHS_A_CHARACTER * sum(widest[c] + 2 for c in text if c not in wrapped)
+        turned = fixed + 0.15 * len(wrapped) > TYPE_PT / LEAST_PT
+        page = LANDSCAPE if turned else 1.0
+        left = max(0.15 * len(wrapped), page - fixed - 2 * LINEWIDTHS_A_CHARACTER * len(wrapped)) / page
+        needed = {c: 1.05 * LINEWIDTHS_A_CHARACTER * widest[c] / page for c in wrapped}  # on one line
+        shares = {c: min(left * widest[c] / sum(widest[c] for c in wrapped), needed[c]) for c in wrapped}
+        a_line = {c: page * shares[c] / LINEWIDTHS_A_CHARACTER for c in wrapped}  # characters
+        lines = sum(max([1, *(math.ceil(len(row[c]) / a_line[c]) for c in wrapped)]) for _, row in text.iterrows())
+        return cls(heads, right, shares, turned, lines > LONG_LINES)
+
+    @property
+    def columns(self) -> str:
+        """LaTeX's column types."""
+        width = r"\tablewidth" if self.long else r"\linewidth"
+        paragraph = r">{\raggedright\arraybackslash}p{%.3f" + width + "}"
+        plain = {c: "r" if right else "l" for c, right in self.right.items()}
+        return "".join(paragraph % self.shares[c] if c in self.shares else plain[c] for c in plain)
+
+    @property
+    def head(self) -> str:
+        """The row of heads in LaTeX."""
+        heads = ([escaped(line) for line in lines] for lines in self.heads.values())
+        return " & ".join(_head(lines, "r" if right else "l") for lines, right in zip(heads, self.right.values()))
+
+
 def latex_table(text: pd.DataFrame, name: str, caption: str, reading: str = "", chapter: str = "") -> str:
     """Return the frame `text` of strings as a LaTeX table called `name`, with `caption`, `reading` and `chapter`.
 
     Long cells wrap. A table of more than LONG_LINES lines breaks over pages, and repeats its head on each. One that
     would shrink below LEAST_PT lies on a page of its own that is turned.
     """
-    right = {c: text[c].str.match(r"[−<+]? ?\d|–$|∞$").all() for c in text}
-    cells = {c: text[c].str.len().max() for c in text}
-    heads = {c: wrap(str(c), max(cells[c], 9), break_long_words=False) for c in text}
-    widest = {c: max(cells[c], *map(len, heads[c])) for c in text}
-    wrapped = [c for c in text if widest[c] > WIDE_CHARACTERS]
-    fixed = LINEWIDTHS_A_CHARACTER * sum(widest[c] + 2 for c in text if c not in wrapped)
-    turned = fixed + 0.15 * len(wrapped) > TYPE_PT / LEAST_PT
-    page = LANDSCAPE if turned else 1.0
-    left = max(0.15 * len(wrapped), page - fixed - 2 * LINEWIDTHS_A_CHARACTER * len(wrapped)) / page
-    needed = {c: 1.05 * LINEWIDTHS_A_CHARACTER * widest[c] / page for c in wrapped}  # on one line
-    shares = {c: min(left * widest[c] / sum(widest[c] for c in wrapped), needed[c]) for c in wrapped}
-    paragraph = r">{{\raggedright\arraybackslash}}p{{{:.3f}\linewidth}}"
-    columns = "".join(paragraph.format(shares[c]) if c in shares else "r" if right[c] else "l" for c in text)
-    head = " & ".join(_head([escaped(line) for line in heads[c]], "r" if right[c] else "l") for c in text) + r" \\"
+    layout = Layout.of(text)
     rows = [" & ".join(row) + r" \\" for row in text.map(escaped).to_numpy()]
-    top = [r"\toprule", head, r"\midrule"]
+    top = [r"\toprule", layout.head + r" \\", r"\midrule"]
     title = caption_of(f"table-{name}", caption, reading, chapter)
 
     def tabular(rows: list[str]) -> str:
-        return "\n".join([rf"\begin{{tabular}}{{{columns}}}", *top, *rows, r"\bottomrule", r"\end{tabular}"])
+        return "\n".join([rf"\begin{{tabular}}{{{layout.columns}}}", *top, *rows, r"\bottomrule", r"\end{tabular}"])
 
-    a_line = {c: page * shares[c] / LINEWIDTHS_A_CHARACTER for c in wrapped}  # characters
-    lines = sum(max([1, *(math.ceil(len(row[c]) / a_line[c]) for c in wrapped)]) for _, row in text.iterrows())
-    if lines <= LONG_LINES:
-        kind = "sidewaystable" if turned else "table"
-        place = "" if turned else "[htbp]"
+    if not layout.long:
+        kind = "sidewaystable" if layout.turned else "table"
+        place = "" if layout.turned else "[htbp]"
         begin = [rf"\begin{{{kind}}}{place}", r"\centering\footnotesize\tabcolsep=4pt", title]
         return "\n".join([*begin, BOXED % (tabular(rows), name), rf"\end{{{kind}}}"])
-    columns = columns.replace(r"\linewidth", r"\tablewidth")
     longest = sorted({at for c in text for at in text[c].str.len().nlargest(3, "all").index[:9]})
-    table = [SHRUNK % (tabular([rows[at] for at in longest]), name), rf"\begin{{longtable}}{{{columns}}}"]
+    table = [SHRUNK % (tabular([rows[at] for at in longest]), name), rf"\begin{{longtable}}{{{layout.columns}}}"]
     table += [title + r" \\", *top, r"\endfirsthead", *top, r"\endhead", r"\bottomrule", r"\endfoot", *rows]
     table += [r"\end{longtable}", r"\endgroup"]
-    return "\n".join([r"\begin{landscape}", *table, r"\end{landscape}"] if turned else table)
+    return "\n".join([r"\begin{landscape}", *table, r"\end{landscape}"] if layout.turned else table)
 
 
 def _head(lines: list[str], side: str) -> str:
