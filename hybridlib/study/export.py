@@ -61,6 +61,7 @@ def converter(exporter: type[TemplateExporter], template: str) -> TemplateExport
     return exporter(
         config=config,
         extra_template_basedirs=[str(TEMPLATES)],
+        extra_template_paths=[str(TEMPLATES)],  # for what templates share
         template_name=template,
         filters=dict(cited=cited, cited_markdown=cited_markdown),
         exclude_input=True,
