@@ -9,10 +9,12 @@ import pandas as pd
 from hybridlib.analysis import statistics
 from hybridlib.analysis.load import BASELINE, BATCH, SHAPE
 from hybridlib.analysis.theme import BLACK, WIDTH, colour, drawn, in_order, panels, small
+from hybridlib.analysis.wording import estimate
 
 ROW_PX = 24
 PLAIN = {"ratio": 1.0, "share": 100.0}  # a form's value where nothing has changed; 0 of any other
 TESTED = ("ratio", "change")  # forms whose verdict needs a p
+FAR = 3.0  # times as far from 0 as any other arm's: such a change is written instead of drawn
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def seed_values(runs: pd.DataFrame, effects: pd.DataFrame) -> pd.DataFrame:
 def effects_figure(runs: pd.DataFrame, metrics: list[str], arms: list[str] | None = None) -> alt.TopLevelMixin:
     """Draw the estimates of `metrics` with intervals, and the seeds as open dots; one row for each of `arms`.
 
-    There is one panel a metric and data source in `runs`. An arm that never reached its target is written, not drawn.
+    There is one panel a metric and data source in `runs`. What cannot be drawn beside the others is written.
     """
     return _effects_drawn(effect_table(runs, metrics, arms), runs, arms)
 
@@ -153,8 +155,9 @@ def _panel(
     scale = alt.Scale(type="log", nice=False, padding=12) if ratio else alt.Scale(zero=False, padding=12)
     x = alt.X("value:Q", title=m.axis, scale=scale, axis=alt.Axis(tickCount=5))
     y = alt.Y("arm:N", title=None, sort=rows, scale=alt.Scale(domain=rows), axis=axis)
-    reached = small(effects[effects.value > 0] if ratio else effects)
-    each = small(dots[dots.value > 0] if ratio else dots)
+    said = _written(effects, m)
+    reached = small(effects.drop(said.index))
+    each = small(dots[dots.value > 0] if ratio else dots[dots.arm.isin(reached.arm)])
     low = alt.X("low:Q", title=m.axis, scale=scale)
     intervals = reached.dropna(subset="low")  # a single seed has none
     layers = [alt.Chart(pd.DataFrame({"value": [plain]})).mark_rule(color="#888888").encode(x=x)]
@@ -165,7 +168,20 @@ def _panel(
         seeds = alt.Chart(each).mark_point(size=26, strokeWidth=1)
         points = alt.Chart(reached).mark_point(filled=True, size=70, opacity=1, stroke=BLACK, strokeWidth=0.5)
         layers += [part.encode(x=x, y=y, color=paint) for part in (seeds, points)]
-    if ratio and len(missed := effects[effects.value == 0]):
-        words = alt.Chart(missed.assign(value=plain, said="target not reached")[["arm", "value", "said"]])
+    if len(said):
+        words = alt.Chart(effects.loc[said.index].assign(value=plain, said=said)[["arm", "value", "said"]])
         layers.append(words.mark_text(align="left", dx=6, fontSize=11).encode(x=x, y=y, text="said:N"))
     return alt.layer(*layers)
+
+
+def _written(effects: pd.DataFrame, m: Metric) -> pd.Series:
+    """Return what is written of those `effects` that are not drawn, at their index: of a target that was never reached,
+    and of a change so far from 0 that the others could not be told apart."""
+    if m.form == "ratio":
+        return effects.value[effects.value == 0].map(lambda _: "target not reached")
+    if m.form != "change" or len(effects) < 3:
+        return pd.Series(dtype=object)
+    away = effects.value.abs()
+    far = effects[away > FAR * away.nlargest(2).iloc[-1]]
+    found = [statistics.Effect(*row) for row in far[list(statistics.Effect._fields)].itertuples(index=False)]
+    return pd.Series([f"{estimate(one, m.unit)}, not drawn" for one in found], far.index, dtype=object)

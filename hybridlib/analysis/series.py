@@ -15,6 +15,7 @@ from hybridlib.analysis.theme import (
     colour,
     drawn,
     in_order,
+    on_top,
     small,
     thinned,
     zoomed,
@@ -74,7 +75,7 @@ def smoothed_lines(
 ) -> alt.Chart:
     """Draw `smoothed(steps, column, width, by)`, one line a run; `title` and `scale` are the vertical axis's."""
     rows = small(thinned(smoothed(steps, column, width, by), KEYS))
-    lines = alt.Chart(rows[["arm", "seed", "step", "value"]]).mark_line(strokeWidth=1.3)
+    lines = alt.Chart(on_top(rows, "arm")[["arm", "seed", "step", "value"]]).mark_line(strokeWidth=1.3)
     y = alt.Y("value:Q", title=title, scale=scale)
     paint = colour("arm", in_order(rows, "arm"))
     return zoomed(lines.encode(x=alt.X("step:Q", title="nominal step"), y=y, color=paint, detail="seed:N"))

@@ -21,8 +21,8 @@ from hybridlib.analysis.theme import NO_RECORDS, TEXT_WIDTH_PX
 from hybridlib.study.plan import PIPELINE
 from hybridlib.study.storage import write_atomically
 
-# JupyterLab draws Vega-Lite 5, of which these charts use nothing that version 6 changed. It warns of a minor version that
-# is younger than its own, so none is named.
+# JupyterLab draws Vega-Lite 5, of which these charts use nothing that version 6 changed. It warns of a minor
+# version that is younger than its own, so none is named.
 JUPYTERLAB_SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
 VEGALITE = "application/vnd.vegalite.v5+json"
 PNG_SCALE = 2

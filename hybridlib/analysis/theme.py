@@ -100,6 +100,11 @@ def in_order(frame: pd.DataFrame, column: str) -> list[str]:
     return sorted(there, key=lambda name: list(COLOURS).index(name) if name in COLOURS else len(COLOURS))
 
 
+def on_top(frame: pd.DataFrame, column: str, name: str = "hybrid") -> pd.DataFrame:
+    """Return `frame` with the rows last whose `column` is `name`: what comes last is drawn over the others."""
+    return frame.sort_values(column, key=lambda names: names == name, kind="stable")
+
+
 def zoomed(chart: alt.Chart | alt.LayerChart) -> alt.Chart | alt.LayerChart:
     """Return `chart` with axes that a reader of the page moves by dragging and zooms by Shift and the wheel."""
     return chart.add_params(alt.selection_interval(bind="scales", zoom="wheel![event.shiftKey]"))
