@@ -49,3 +49,10 @@ def test_mean_and_sd_share_their_decimals() -> None:
 
 def test_lists_in_words() -> None:
     assert [wording.listed(x) for x in ([], "a", "ab", "abc")] == ["none", "a", "a and b", "a, b and c"]
+
+
+def test_an_effect_is_said_without_its_sign() -> None:
+    found = Effect(-1.57, -1.85, -1.29, 0.01, 8)
+    assert wording.unsigned(found) == "1.57 % [1.29, 1.85] below"
+    assert wording.unsigned(found._replace(value=1.57, low=1.29, high=1.85), "nats") == "1.57 nats [1.29, 1.85] above"
+    assert wording.unsigned(Effect(-2.0, math.nan, math.nan, math.nan, 1)) == "2 % below"

@@ -50,6 +50,13 @@ def estimate(effect: Effect, unit: str) -> str:
     return f"{value}{_spaced(unit)} [{low}, {high}]"
 
 
+def unsigned(effect: Effect, unit: str = "%") -> str:
+    """Return `effect` in `unit` without its sign, `1.57 % [1.29, 1.85] below`; else it is `above`."""
+    if effect.value >= 0:
+        return f"{estimate(effect, unit)} above"
+    return f"{estimate(effect._replace(value=-effect.value, low=-effect.high, high=-effect.low), unit)} below"
+
+
 def p_value(p: float | None) -> str:
     """Return `p` as `0.013` or `< 0.0001`; a dash where no test was made."""
     return "–" if p is None or math.isnan(p) else "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
