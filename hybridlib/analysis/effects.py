@@ -14,7 +14,7 @@ from hybridlib.analysis.wording import estimate
 ROW_PX = 24
 PLAIN = {"ratio": 1.0, "share": 100.0}  # a form's value where nothing has changed; 0 of any other
 TESTED = ("ratio", "change")  # forms whose verdict needs a p
-FAR = 3.0  # times as far from 0 as any other arm's: such a change is written instead of drawn
+FAR = 4.0  # times as far from 0 as any other arm's: such a change is written instead of drawn
 
 
 @dataclass(frozen=True)
