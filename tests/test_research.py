@@ -172,6 +172,8 @@ def test_the_three_yardsticks_say_what_computed_steps_are_worth(fake_study, monk
     kept = pd.read_csv(fake_study.folder / "results" / "worth.csv")
     assert set(kept.base) == {"adam", "adamw", "muon"} and len(kept) == 10
     assert "410 computed steps of `hybrid` are worth 1.71×" in executed.shown["worth_said"].content
+    assert "A computed step of a tuned `muon` is no better" in executed.shown["users_said"].content
+    assert executed.shown["level_said"].empty, "where AdamW was trained beside it, on the same seeds"
     assert not executed.shown["ends"].empty and not executed.shown["worth_curve"].empty
 
 
@@ -231,3 +233,15 @@ def test_gains_by_size_are_of_like_runs_of_the_studies_that_are_read(fake_study,
     mine = gains[(gains.seed == 1) & (gains.arm == "hybrid")].delta_pct.iloc[0]
     assert mine == pytest.approx(100 * (hybrid["held_out_loss"] / plain["held_out_loss"] - 1))
     assert (gains[gains.arm == "hold"].delta_pct > 1).all()
+
+
+def test_the_frozen_hybrid_stands_beside_the_best_rate_of_an_optimizer_that_was_not_trained_on_its_seeds(
+    fake_study, monkeypatch
+) -> None:
+    rows = [trial("worth_of_adam", "hybrid", 4.0 + 0.02 * seed, 410, 1000) | dict(seed=seed) for seed in (0, 1)]
+    rows += [trial("equal_steps", f"adamw-{rate}", loss, 410, 410, None) for rate, loss in ((1, 5.0), (2, 4.5))]
+    for adamw, says in ((4.02, "is about level with a tuned AdamW"), (4.5, "lies 10.9 % below the loss of a tuned")):
+        trials = pd.DataFrame(rows).replace({"held_out_loss": {4.5: adamw}})
+        executed = run_chapter("10_research", fake_study, monkeypatch, found=Research(trials, []))
+        said = executed.shown["level_said"].content
+        assert says in said and "at 4.010 (mean of 2 seeds)" in said and "the best of 2 rates" in said

@@ -18,10 +18,11 @@ LONG_LINES = 25  # a table of more lines breaks over pages
 # Both kinds tell the log how far they shrink, for whoever looks that nothing gets too small.
 BOXED = r"""\sbox0{%s}\ifdim\wd0>\linewidth\typeout{Shrunk {%s} from \the\wd0\space to \the\linewidth}%%
 \resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi"""
-# What a long table begins with: a place to end the page where few lines are left, and a box that measures it. If that is too wide,
-# type, gaps and paragraphs shrink to the text's width.
+# What a long table begins with: a place where the page may end, so that LaTeX knows how much of it is left; a new page
+# where few lines are; and a box that measures it. If that is too wide, type, gaps and paragraphs shrink to the text's
+# width.
 SHRUNK = r"""\begingroup\footnotesize\def\LTcaptype{table}\par
-\vskip0pt plus 12\baselineskip\penalty-200\vskip0pt plus -12\baselineskip\relax
+\penalty0\ifdim\pagegoal<\maxdimen\ifdim\dimexpr\pagegoal-\pagetotal\relax<12\baselineskip\newpage\fi\fi
 \ifdefined\tablewidth\else\newdimen\tablewidth\fi\tablewidth=\linewidth \tabcolsep=4pt
 \sbox0{%s}\dimen0=1.02\wd0 \ifdim\dimen0>\linewidth\typeout{Shrunk {%s} from \the\dimen0\space to \the\linewidth}%%
   \edef\size{\the\dimexpr\fontdimen6\font*\number\linewidth/\number\dimen0\relax}%%
