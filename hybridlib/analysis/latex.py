@@ -22,7 +22,7 @@ BOXED = r"""\sbox0{%s}\ifdim\wd0>\linewidth\typeout{Shrunk {%s} from \the\wd0\sp
 # where few lines are; and a box that measures it. If that is too wide, type, gaps and paragraphs shrink to the text's
 # width.
 SHRUNK = r"""\begingroup\footnotesize\def\LTcaptype{table}\par
-\penalty0\ifdim\pagegoal<\maxdimen\ifdim\dimexpr\pagegoal-\pagetotal\relax<12\baselineskip\newpage\fi\fi
+\penalty0\relax\ifdim\pagegoal<\maxdimen\ifdim\dimexpr\pagegoal-\pagetotal\relax<12\baselineskip\newpage\fi\fi
 \ifdefined\tablewidth\else\newdimen\tablewidth\fi\tablewidth=\linewidth \tabcolsep=4pt
 \sbox0{%s}\dimen0=1.02\wd0 \ifdim\dimen0>\linewidth\typeout{Shrunk {%s} from \the\dimen0\space to \the\linewidth}%%
   \edef\size{\the\dimexpr\fontdimen6\font*\number\linewidth/\number\dimen0\relax}%%
