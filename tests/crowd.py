@@ -6,7 +6,6 @@ import sys
 import time
 from typing import Any
 
-import dask
 from distributed import Worker, get_worker
 
 BOOT_S = 1.0  # until a worker that was lost has started again
@@ -47,7 +46,6 @@ async def main(scheduler: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    dask.config.set({"distributed.worker.profile.enabled": False, "distributed.admin.system-monitor.interval": "10s"})
     sys.modules["crowd"] = sys.modules["__main__"]  # what a task names by the module is what runs here
     with open(sys.argv[1]) as file:
         address = json.load(file)["address"]

@@ -30,6 +30,11 @@ from hybridlib.study.run import Run
 from hybridlib.training import experiment
 
 NAMESPACES = ("hybridlib-one", "hybridlib-two")
+# What each worker of a crowd need not do for one process: profile itself, and look at the system twice a second.
+QUIET = {
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "10s",
+}
 KINDS = ("worker", "client", "scheduler", "nanny", "kernel", "frozen")
 
 
@@ -335,7 +340,7 @@ def test_many_workers_are_kept_at_work_though_some_are_lost(
         for at in range(0, workers, 32):  # a process has so many
             some = str(min(32, workers - at))
             command = [f"{here}/crowd.py", str(field.scheduler_file), some]
-            field.start(f"crowd-{at}", command, PYTHONPATH=f"{ROOT}{os.pathsep}{here}")
+            field.start(f"crowd-{at}", command, PYTHONPATH=f"{ROOT}{os.pathsep}{here}", **QUIET)
         with connect.connected(str(field.scheduler_file)) as client:
             client.wait_for_workers(workers, timeout=120)
             before_mb, started = me.memory_info().rss / 1e6, time.monotonic()
