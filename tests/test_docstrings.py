@@ -9,7 +9,7 @@ import pytest
 
 from hybridlib.study.parameters import ROOT
 
-SOURCES = [ROOT / "run_all.py", *sorted((ROOT / "hybridlib").rglob("*.py"))]
+SOURCES = [ROOT / "run_all.py", *sorted((ROOT / "hybridlib").rglob("*.py")), *sorted((ROOT / "examples").glob("*.py"))]
 LONGEST = 220  # lines
 
 

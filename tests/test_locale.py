@@ -17,7 +17,10 @@ from hybridlib.study import progress_line
 from hybridlib.study.parameters import ROOT
 from hybridlib.study.plan import STAGES
 
-SOURCES = [ROOT / "run_all.py", *sorted([*ROOT.glob("hybridlib/**/*.py"), *ROOT.glob("notebooks/*.ipynb")])]
+SOURCES = [
+    ROOT / "run_all.py",
+    *sorted([*ROOT.glob("hybridlib/**/*.py"), *ROOT.glob("examples/*.py"), *ROOT.glob("notebooks/*.ipynb")]),
+]
 PROJECT = ["run_all.py", "hybridlib", "notebooks", "params", "requirements.lock"]
 ODD = "a{b}c:d e%f#g&h~i$j ü {study}"
 STUDY = dict(

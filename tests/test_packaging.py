@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import distribution, packages_distributions
+from itertools import chain
 from pathlib import Path
 
 import nbformat
@@ -124,7 +125,8 @@ def test_make_has_a_place_for_the_environment_whatever_the_folder_is_called(tmp_
 
 
 def test_everything_imported_is_a_direct_dependency_and_the_other_way_round():
-    sources = [ROOT / "run_all.py", *(ROOT / "hybridlib").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
+    folders = [(ROOT / folder).rglob("*.py") for folder in ("hybridlib", "examples", "tests")]
+    sources = [ROOT / "run_all.py", *chain(*folders)]
     code = [path.read_text() for path in sources]
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         code += [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
