@@ -311,6 +311,13 @@ def test_a_run_on_a_worker_sees_its_own_gpu_and_outputs_and_nothing_is_left_of_t
     ]
     with worker.environment(dict(gpu="1"), Path("/there")):
         assert subprocess.run(show, capture_output=True, text=True).stdout.split() == ["5", "/there"]
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")  # as Dask tells its workers
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # as it does not
+    threads = [sys.executable, "-c", "import os; print(*(f'{k}={v}' for k, v in os.environ.items()))"]
+    with worker.environment(dict(gpu=""), Path("/there")):
+        said = subprocess.run(threads, capture_output=True, text=True).stdout.split()
+        assert "OMP_NUM_THREADS=3" in said and "MALLOC_TRIM_THRESHOLD_=65536" not in said
+    assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "65536"
     with worker.environment(dict(gpu=""), Path("/there")):
         assert subprocess.run(show, capture_output=True, text=True).stdout.split() == ["4,5", "/there"]
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5" and "HYBRIDLIB_OUTPUTS" not in os.environ

@@ -76,7 +76,7 @@ class Crew:
         """See which workers came, and let the blocks of those that went wait again. Raise `NoCluster`."""
         there = None
         with suppress(OSError):
-            there = self.client.scheduler_info(n_workers=-1)["workers"]
+            there = self.client.scheduler_info(n_workers=-1).get("workers")
         if there is None or self.client.status != "running":
             raise NoCluster("The scheduler is gone. What came back is kept; the same command goes on from here.")
         for hand in [hand for address, hand in self.hands.items() if address not in there]:

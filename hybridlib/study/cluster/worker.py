@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from dask import config
 from distributed import get_worker
 from distributed.worker import Status
 
@@ -33,7 +34,7 @@ from hybridlib.training import NUMERICS
 
 TOPIC = "hybridlib"  # of the events that say how far a worker is
 TOKEN = ".cluster"  # the file by which a worker knows the folder of the side that asked
-LOOK_S, SAY_S, WAIT_S = 0.2, 2.0, 120.0
+LOOK_S, SAY_S, WAIT_S = 0.2, 5.0, 120.0
 
 
 def about() -> str:
@@ -114,7 +115,7 @@ def work(order: str, how: Callable[[dict[str, Any], Run, Path], str] = train_alo
                 write_atomically(folder.with_name(name) / file, content)
         with environment(asked, place), reported(run, folder), stopped_when_cancelled() as stopping:
             wait_for_another(folder, stopping)
-            found.warnings = how(asked, run, folder)
+            found.warnings = how(asked, run, folder).replace(str(from_root(place)), asked["shown"])
     except (CannotTrain, StorageError, InUse) as error:
         found.message = str(error).replace(str(from_root(place)), asked["shown"])
     found.stopped = stopping.is_set()
@@ -139,18 +140,33 @@ def wait_for_another(folder: Path, stopping: threading.Event) -> None:
 
 @contextlib.contextmanager
 def environment(asked: dict[str, Any], place: Path) -> Iterator[None]:
-    """Give the processes that the block starts their outputs, `place`, and the GPU that `asked` names, if any."""
-    own = {"HYBRIDLIB_OUTPUTS": str(place)}
+    """Give the processes that the block starts their outputs, `place`, and the GPU that `asked` names, if any.
+
+    They do not get what Dask tells its own workers of threads and of the allocator: times and memory are then those of
+    a run that was started by hand.
+    """
+    own: dict[str, str | None] = {"HYBRIDLIB_OUTPUTS": str(place)}
     if asked["gpu"]:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
         own["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(asked["gpu"])] if visible else asked["gpu"]
+    for kind in ("environ", "pre-spawn-environ"):
+        dasks = config.get(f"distributed.nanny.{kind}")
+        own |= {name: None for name, value in dasks.items() if os.environ.get(name) == str(value)}
     before = {name: os.environ.get(name) for name in own}
-    os.environ.update(own)
+    put(own)
     try:
         yield
     finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        put(before)
+
+
+def put(variables: dict[str, str | None]) -> None:
+    """Set these `variables` of this process's environment; None deletes one."""
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextlib.contextmanager
