@@ -87,8 +87,8 @@ class Block:
 class Waiting:
     """The `blocks` that no worker has, the longest first: so the last to end is a short one.
 
-    The bound is Graham's for the longest processing time first ("Bounds on multiprocessing timing anomalies", SIAM J.
-    Appl. Math. 17, 1969, theorem 3): no more than a third above the least time that there can be.
+    Where all workers are there from the start, the last block then ends at most a third later than in the best order
+    (Graham 1969, "Bounds on multiprocessing timing anomalies", SIAM Journal on Applied Mathematics 17).
     """
 
     def __init__(self, blocks: Iterable[Block]) -> None:
