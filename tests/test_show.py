@@ -49,7 +49,7 @@ def test_a_figure_has_every_form_that_a_reader_needs(show, displayed, tmp_path) 
     assert "text/markdown" not in data, "a viewer would prefer it to the picture, and not find the file"
     assert r"\caption[{Loss of memory\_optimized, 5 \% \& more}]" in metadata["latex_caption"]
     assert metadata["caption"] == CAPTION and metadata["kind"] == "figure" and 0 < metadata["width"] <= 1
-    assert reading.bundle["text/markdown"] == "Read it so." and reading.about["kind"] == "aside"
+    assert reading.bundle["text/markdown"] == f"*{CAPTION}* Read it so." and reading.about["kind"] == "aside"
 
 
 def test_a_figures_data_are_a_csv_one_set_after_the_other(show, tmp_path) -> None:
@@ -82,7 +82,8 @@ def test_the_report_shows_what_a_chapter_saved_with_a_link_to_it(show, displayed
         assert now.about.get("chapter", "") == ("06_benchmark" if now.about else "")
     where = r"\href{notebooks/06_benchmark.ipynb}{Chapter 06, benchmark}."
     assert where in figure.about["latex_caption"] and where in table.bundle["text/latex"]
-    assert reading.bundle["text/markdown"] == "Read it so, with {braces}. [Chapter 06, benchmark](06_benchmark.ipynb)."
+    explained = f"*{CAPTION}* Read it so, with {{braces}}. [Chapter 06, benchmark](06_benchmark.ipynb)."
+    assert reading.bundle["text/markdown"] == explained
     assert link.bundle["text/markdown"] == "[Chapter 06, benchmark](06_benchmark.ipynb)."
 
 
@@ -137,6 +138,13 @@ def test_a_table_is_escaped_in_every_format(show, tmp_path) -> None:
 def test_long_cells_wrap_and_numbers_are_set_right() -> None:
     frame = pd.DataFrame({"name": ["a", "b1"], "n": ["1.5", "–"], "why": ["word " * 30, "x"]})
     assert r"\begin{tabular}{lr>{\raggedright\arraybackslash}p{" in forms(frame).bundle["text/latex"]
+
+
+def test_a_page_sets_words_left_and_code_in_a_caption_as_code() -> None:
+    frame = pd.DataFrame({"name": ["a", "b1"], "n": ["1.5", "–"], "why": ["more words", "x"]})
+    page = Shown.of(frame, "name", "After `a<b`", "", "").displayed().bundle["text/html"]
+    assert re.findall(r"#T_name \.(\w+) \{\s*text-align: left;", page) == ["col0", "col2"]
+    assert "<caption>After <code>a&lt;b</code></caption>" in page
 
 
 def test_a_verdict_can_be_coloured() -> None:

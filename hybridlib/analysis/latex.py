@@ -52,6 +52,11 @@ def caption_of(target: str, caption: str, reading: str, chapter: str) -> str:
     return rf"\caption[{{{prose(caption)}}}]{{\hypertarget{{{target}}}{{}}{text}}}\label{{{target}}}"
 
 
+def numeric(cells: pd.Series) -> bool:
+    """Return whether each of the `cells`, strings, is a number or a dash, so that their column is set to the right."""
+    return bool(cells.str.match(r"[−<+]? ?\d|–$|∞$").all())
+
+
 @dataclass(frozen=True)
 class Layout:
     """How a table's columns are set: the `heads` of each in lines, whether they go to the `right`, and the `shares` of
@@ -68,7 +73,7 @@ class Layout:
     @classmethod
     def of(cls, text: pd.DataFrame) -> "Layout":
         """Return the layout of the frame `text` of strings, from how long its cells are."""
-        right = {c: bool(text[c].str.match(r"[−<+]? ?\d|–$|∞$").all()) for c in text}
+        right = {c: numeric(text[c]) for c in text}
         cells = {c: text[c].str.len().max() for c in text}
         heads = {c: wrap(str(c), max(cells[c], 9), break_long_words=False) for c in text}
         widest = {c: max(cells[c], *map(len, heads[c])) for c in text}

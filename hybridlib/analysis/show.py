@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import re
 from base64 import b64encode
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,7 +17,7 @@ import pandas as pd
 import vl_convert as vlc
 from PIL import Image
 
-from hybridlib.analysis.latex import caption_of, latex_table
+from hybridlib.analysis.latex import caption_of, latex_table, numeric
 from hybridlib.analysis.theme import NO_RECORDS, TEXT_WIDTH_PX
 from hybridlib.study.plan import PIPELINE
 from hybridlib.study.storage import write_atomically
@@ -26,6 +27,7 @@ from hybridlib.study.storage import write_atomically
 JUPYTERLAB_SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"
 VEGALITE = "application/vnd.vegalite.v5+json"
 PNG_SCALE = 2
+LEFT = [dict(selector="", props="text-align: left")]
 VERDICTS = ("PASS", "FAIL", "INCONCLUSIVE")  # cells that a page may colour
 
 Content = alt.TopLevelMixin | pd.DataFrame | str
@@ -109,7 +111,10 @@ class Shown:
             forms = {VEGALITE: self.content | {"$schema": JUPYTERLAB_SCHEMA}, "image/png": png}
             return Displayed(forms | plain, about, self.empty)
         text = self.frame if len(self.frame) else pd.DataFrame([dict.fromkeys(self.frame, "–")])
-        page = text.style.hide(axis="index").set_caption(html.escape(self.caption)).format(escape="html")
+        caption = re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(self.caption))
+        page = text.style.hide(axis="index").set_caption(caption).format(escape="html")
+        words = {column: LEFT for column in text if not numeric(text[column])}  # JupyterLab sets all cells right
+        page = page.set_table_styles(words)
         page = page.set_td_classes(text.map(lambda cell: cell if cell in VERDICTS else ""))
         cells = text.map(lambda cell: cell.replace("|", "¦")).to_markdown(index=False, disable_numparse=True)
         forms = {"text/html": page.to_html(table_uuid=self.name)}
@@ -126,12 +131,13 @@ class Shown:
         return out.getvalue(), drawn.width / PNG_SCALE
 
     def explained(self, link: bool) -> Displayed | None:
-        """Return how to read it and, with `link`, which chapter it comes from, for a notebook's reader; a report has
-        both in the caption. Return None where there is nothing to say.
+        """Return a figure's caption, how to read what is shown and, with `link`, which chapter it comes from, for a
+        notebook's reader; a report has all in the caption. Return None where there is nothing to say.
         """
         number, _, title = self.chapter.partition("_")
         where = f"[Chapter {number}, {title}]({self.chapter}.ipynb)." if link and self.kind != "text" else ""
-        text = f"{self.reading} {where}".strip()
+        caption = f"*{self.caption}*" if self.kind == "figure" else ""
+        text = " ".join(filter(None, [caption, self.reading, where]))
         return Displayed.markdown(text, about=dict(kind="aside")) if text else None
 
     def display(self, link: bool) -> None:
