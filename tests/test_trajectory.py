@@ -37,11 +37,12 @@ def test_hold_has_the_computed_loss_before_and_after_its_jump() -> None:
     assert losses["loss_after_correct"] == losses["loss_computed"]
     known = dict(plain.losses)
     assert CHAPTER["loss_after_correct"](RUN, plain, cycles=2) == losses and plain.losses == known
-    assert plain.loss_after(3) not in known.values() and plain.trainer.real_steps == 3, "an earlier step starts anew"
+    assert plain.loss_after(3) not in known.values() and len(plain.points) == plain.trainer.real_steps + 1
 
 
 def test_a_trajectory_starts_at_the_seeds_weights_and_moves() -> None:
-    points = CHAPTER["record"](RUN, open_source(RUN.source, 32, 4, 8), steps=3)
-    again = CHAPTER["record"](RUN, open_source(RUN.source, 32, 4, 8), steps=0)
-    assert len(points) == 4 and all(torch.equal(a, b) for a, b in zip(points[0], again[0]))
-    assert not torch.equal(points[0][0], points[1][0])
+    source = open_source(RUN.source, 32, 4, 8)
+    plain, again = CHAPTER["PlainTraining"](RUN, source, []), CHAPTER["PlainTraining"](RUN, source, [])
+    third, first = plain.after(3), again.after(0)
+    assert len(plain.points) == 4 and all(torch.equal(a, b) for a, b in zip(plain.points[0], first))
+    assert not torch.equal(first[0], plain.points[1][0]) and plain.after(3) is third
