@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--damages", type=int, default=60, help="files cut or filled with noise")
     add("--seed", type=int, default=0, help="of all that is random in them")
     add("--record-golden", action="store_true", help="write tests/golden/ anew: only together with a higher NUMERICS")
-    add("--record", type=Path, help="a folder for what was measured: reliability.json and its tables")
+    add("--record", type=Path, help="a folder for what was measured: reliability.json, cluster.json and their tables")
 
 
 class Measured:

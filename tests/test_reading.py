@@ -214,6 +214,7 @@ def test_reliability_stands_beside_its_promises_and_the_worst_cases_are_shown(tm
     assert rows.measured["sound baselines watched"] == "not measured"
     assert rows.measured["random kills of a run"] == "100" and rows.promised["random kills of a run"] == "≥ 100"
     assert rows.measured["broken parameter files, notebooks and corpora"] == "10,000"
+    assert found.shown["cluster"].empty
     by_kind, by_place = found.table("faults_by_kind", "fault"), found.table("kills", "killed in")
     assert tuple(by_kind.loc["gradient not a number"]) == ("2", "2", "1.0", "7.0")
     assert by_kind.detected["batch of noise"] == "0", "what was missed is not counted"

@@ -146,6 +146,7 @@ class Rules(Strict):
     stress: dict[StressLimit, float] = Field(min_length=len(get_args(StressLimit)))
     ablation: list[Rung]
     reliability: dict[str, Promise]
+    cluster: dict[str, Promise]
     speed: dict[str, Goal]
 
     @model_validator(mode="after")
