@@ -35,8 +35,9 @@ test: setup tex browser
 
 crash-test: setup tex
 	$(BIN)/python -m pytest tests/test_crash.py tests/test_killed_reports.py tests/test_damage.py tests/test_any_damage.py \
-	  tests/test_faults.py tests/test_inputs.py tests/test_cluster.py --kills 100 --pipeline-kills 20 --faults 3 \
-	  --inputs 10000 --damages 2000 --cluster-kills 36 --cluster-runs 2000 --record outputs/cpu/results $(ARGS)
+	  tests/test_faults.py tests/test_inputs.py tests/test_cluster.py tests/test_cluster_kills.py --kills 100 \
+	  --pipeline-kills 20 --faults 3 --inputs 10000 --damages 2000 --cluster-kills 36 --cluster-runs 2000 \
+	  --record outputs/cpu/results $(ARGS)
 
 gpu-check: setup
 	$(BIN)/python -m pytest -m cuda -v -rs $(ARGS)

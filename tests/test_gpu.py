@@ -62,6 +62,15 @@ def test_a_stores_rows_lie_in_pinned_memory() -> None:
     assert torch.equal(store.get("table", "cuda", slice(2, 8)), torch.cat([table[2:3], -table[3:7], table[7:8]]))
 
 
+def test_what_a_checkpoint_gave_back_is_pinned_as_soon_as_the_device_writes_to_it() -> None:
+    store, table = TensorStore(), torch.arange(60.0).view(12, 5)
+    store.put("table", table)
+    store.put("table", -table[3:7].cuda(), slice(3, 7))
+    assert store._kept["table"].is_pinned() and store.nbytes == 240
+    table[3:7] *= -1
+    assert torch.equal(store.get("table"), table)
+
+
 def test_a_table_moves_by_rows_as_it_does_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spectral, "BLOCK_ELEMENTS", 64)
     landed = []

@@ -306,7 +306,7 @@ def test_a_wrong_argument_is_refused(args, said, capsys):
         (dict(max_horizn=3), "no parameter 'max_horizn': did you mean max_horizon?"),
         (dict(max_horizon="far"), "parameter max_horizon: 'far': must be a whole number"),
         (dict(max_horizon=4.5), "parameter max_horizon: 4.5: must be a whole number"),
-        (dict(starts=60), "parameter starts: 60: must be a list like [60, 100, 140]"),
+        (dict(starts=60), "parameter starts: 60: must be a list like [60]"),
         (dict(starts=[60, "100"]), "parameter starts: [60, '100']: must be a whole number"),
     ],
 )

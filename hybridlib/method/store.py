@@ -73,6 +73,8 @@ class TensorStore:
         """
         tensor = tensor.read() if isinstance(tensor, StoredTensor) else tensor.detach()
         kept = self._kept.get(name)
+        if isinstance(kept, Slot) and tensor.is_cuda:  # a checkpoint gave it back on the host
+            kept = self._kept[name] = self.get(name).pin_memory()
         if rows is not None:
             kept = kept[rows]
         elif kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
