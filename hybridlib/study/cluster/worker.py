@@ -6,6 +6,7 @@ checkout, and what it made is deleted there when it has landed.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -37,6 +38,7 @@ TOKEN = ".cluster"  # the file by which a worker knows the folder of the side th
 LOOK_S, SAY_S, WAIT_S = 0.2, 5.0, 120.0
 
 
+@functools.cache
 def about() -> str:
     """Return as JSON what must be the same on both sides, and the machine: its host, processor and GPUs."""
     text = json.dumps(Run.model_json_schema(), sort_keys=True)
