@@ -155,7 +155,8 @@ def test_whoever_is_killed_the_same_comes_out_and_nothing_is_lost(
             seen = found
             if len(found) == 4 and len(kills) < wanted:  # all is done: compare, and begin again
                 rounds, differences = rounds + 1, differences + differing(here, field.outputs)
-                if (left := field.processes.pop("client")).poll() is None:
+                left = field.processes.pop("client", None)
+                if left and left.poll() is None:
                     left.kill()
                     left.wait()
                 field.outputs = tmp_path / f"outputs-{rounds}"
