@@ -135,9 +135,10 @@ def forget(study: str, runs: list[str], token: str) -> None:
 def wait_for_another(folder: Path, stopping: threading.Event) -> None:
     """Wait a while for another process that trains in `folder`, as one does that was cut off; not once `stopping`."""
     until_s = time.monotonic() + WAIT_S
-    while time.monotonic() < until_s and not stopping.wait(LOOK_S):
+    while time.monotonic() < until_s and not stopping.is_set():
         with contextlib.suppress(InUse), locked(folder, "is about to train it"):
             return
+        stopping.wait(LOOK_S)
 
 
 @contextlib.contextmanager
