@@ -71,10 +71,13 @@ def pytest_configure() -> None:
         torch.set_num_threads(1)
 
 
+LONG = ("test_end_to_end.py", "test_cluster_kills.py", "test_own_study.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole studies last, for what fails fast should be seen first; but first where workers share the files."""
+    """What takes minutes last, for what fails fast should be seen first; but first where workers share the files."""
     side_by_side = "PYTEST_XDIST_WORKER" in os.environ
-    items.sort(key=lambda item: (item.path.name == "test_end_to_end.py") != side_by_side)
+    items.sort(key=lambda item: (item.path.name in LONG) != side_by_side)
 
 
 torch.set_num_threads(1)  # tensors here are tiny, and others share the cores
