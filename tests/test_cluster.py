@@ -205,6 +205,6 @@ def test_through_dask_a_run_takes_a_fiftieth_of_a_nano_run_longer_at_most(own_ou
             through.append(time.perf_counter() - started)
     pair = (ROOT / "outputs/cpu/runs" / f"{arm}-text-s42" for arm in ("baseline", "hybrid"))
     nano_s = min(RunFolder(folder).facts["summary"]["train_s"] for folder in pair)
-    more_s = sorted(through)[2] - sorted(alone)[2]
+    more_s = min(through) - min(alone)  # what else the machine does only adds to either
     measured_cluster.add(overhead_s=more_s, overhead_of_a_nano_run_pct=100 * more_s / nano_s)
     assert more_s <= 0.02 * nano_s
