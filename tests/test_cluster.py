@@ -192,7 +192,10 @@ def test_many_workers_are_kept_at_work_though_some_are_lost(
 
 
 @pytest.mark.timed
-def test_through_dask_a_run_takes_a_fiftieth_of_a_nano_run_longer_at_most(own_outputs: Path, measured_cluster) -> None:
+def test_through_dask_a_run_takes_a_fiftieth_of_a_nano_run_longer_at_most(
+    own_outputs: Path, monkeypatch: pytest.MonkeyPatch, measured_cluster
+) -> None:
+    monkeypatch.setenv("HYBRIDLIB_OUTPUTS", str(own_outputs))
     alone, through = [], []
     with connect.local_workers(1) as client:
         trained(client, run(arm="first"))

@@ -17,6 +17,7 @@ from hybridlib.study.cluster.blocks import NoCluster
 from hybridlib.study.execute import JobFailed, execute, executed, job_state, tidy
 from hybridlib.study.parameters import OUTPUTS
 from hybridlib.study.plan import STAGES, Job, estimated_s, plan
+from hybridlib.study.progress import WHOLE
 from hybridlib.study.progress_line import duration, live_line, progress_of
 from hybridlib.study.records import RunFolder
 from hybridlib.study.schema import Study
@@ -61,7 +62,7 @@ class Pipeline:
         `--force` and `--keep-going` say; `jobs` are all of the plan's. Raise `NoCluster`.
         """
         from hybridlib.study.cluster import notebook
-        from hybridlib.study.cluster.blocks import Block, Task, block_of
+        from hybridlib.study.cluster.blocks import Task, block_of
         from hybridlib.study.cluster.connect import connected, dashboard
         from hybridlib.study.cluster.crew import Crew
         from hybridlib.study.cluster.order import Orders
@@ -70,7 +71,7 @@ class Pipeline:
         labels = {job.name: f"[{at}/{len(jobs)}]" for at, job in enumerate(jobs, start=1)}
         for job in (job for job in jobs if job.run):
             by_pair[job.run.data, job.run.seed].append(Task(job.run, job, estimated_s(job, known)))
-        blocks: list[Block] = [block_of(f"{data}, seed {seed}", tasks) for (data, seed), tasks in by_pair.items()]
+        blocks = [block_of(f"{data}, seed {seed}", tasks) for (data, seed), tasks in by_pair.items()]
 
         def ended(task: Task, message: str, seconds: float) -> bool:
             self.say(task.job, labels[task.job.name], seconds, message)
@@ -142,7 +143,7 @@ class Pipeline:
     def _from_records(self, job: Job, was: dict) -> tuple[str, float | str, str]:
         """Return the outcome of a job that this start did not execute, given what it `was` in an earlier one."""
         found = job_state(job, self.study.study)
-        if found in ("complete", "extendable", "reads"):  # a chapter that reads was executed by an earlier start
+        if found in (*WHOLE, "reads"):  # a chapter that reads was executed by an earlier start
             return "complete", was.get("seconds", ""), ""
         if was.get("status") == "failed":
             return "failed", was["seconds"], was["message"]

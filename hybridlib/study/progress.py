@@ -16,6 +16,7 @@ from hybridlib.study.run import Run
 from hybridlib.training import NUMERICS
 
 RunState = Literal["missing", "partial", "damaged", "stale", "extendable", "complete"]
+WHOLE = ("complete", "extendable")  # states of a run whose records can be read
 UNUSED = {"study", "about", "role", "keep_weights"}  # of a run: no number in its records depends on them
 TENTHS = 10  # of a run's computed steps, by which its pace is judged
 UNTIMED_STEPS = 3  # a run's first steps are off the clock: lazy initialisation, allocation, caches

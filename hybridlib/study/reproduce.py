@@ -18,7 +18,7 @@ from hybridlib.study.alone import train_alone
 from hybridlib.study.parameters import OUTPUTS
 from hybridlib.study.pipeline import known_times
 from hybridlib.study.plan import Job, estimated_s, plan
-from hybridlib.study.progress import run_folder, run_state, summarise, time_to_target_s
+from hybridlib.study.progress import WHOLE, run_folder, run_state, summarise, time_to_target_s
 from hybridlib.study.progress_line import duration, live_line, progress_of
 from hybridlib.study.records import RunFolder
 from hybridlib.study.run import Run
@@ -40,7 +40,7 @@ def pair(study: Study) -> list[Run]:
 
 def recorded(runs: list[Run]) -> list[Run]:
     """Return those of the `runs` whose records are complete and current."""
-    return [run for run in runs if run_state(run) in ("complete", "extendable")]
+    return [run for run in runs if run_state(run) in WHOLE]
 
 
 def reproduce(study: Study, device: str, console: Console) -> bool:

@@ -7,8 +7,6 @@ Those of a seed go to machines of one kind, because losses on another kind diffe
 import argparse
 import multiprocessing
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import distributed
 from rich.console import Console
@@ -16,7 +14,7 @@ from rich.markup import escape
 
 from hybridlib.study import progress
 from hybridlib.study.cluster.blocks import NoCluster, Task, block_of
-from hybridlib.study.cluster.connect import connected, local_workers
+from hybridlib.study.cluster.connect import workers_of
 from hybridlib.study.cluster.crew import Crew
 from hybridlib.study.cluster.order import Orders
 from hybridlib.study.parameters import load_study
@@ -46,26 +44,25 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:  # ParameterError is one
         print(error, file=sys.stderr)
         return 2
-    todo = [run for run in every if progress.run_state(run) not in ("complete", "extendable")]
+    todo = [run for run in every if progress.run_state(run) not in progress.WHOLE]
     print(f"{len(every)} trials, {len(todo)} to train, {args.scheduler or f'{args.workers} at a time'}")
     if args.dry_run:
         print("\n".join(f"{run.study}: {run.id}" for run in todo))
         return 0
+    if not todo:
+        return 0
     try:
         if not args.scheduler:
             pick_device(args.device, threads=1)  # one that is not there is named once, before anything starts
-        with workers_of(args.scheduler, min(args.workers, len(todo) or 1)) as client:
-            return 1 if train_side_by_side(client, todo, args.device) else 0
-    except (NoCluster, ValueError) as error:
+    except ValueError as error:
         print(error)
         return 1
-
-
-@contextmanager
-def workers_of(scheduler: str | None, count: int) -> Iterator[distributed.Client]:
-    """Reach the workers of the Dask `scheduler`, or start `count` of them on this machine. Raise `NoCluster`."""
-    with connected(scheduler) if scheduler else local_workers(count) as client:
-        yield client
+    try:
+        with workers_of(args.scheduler, min(args.workers, len(todo))) as client:
+            return 1 if train_side_by_side(client, todo, args.device) else 0
+    except NoCluster as error:
+        print(error)
+        return 1
 
 
 def train_side_by_side(client: distributed.Client, todo: list[Run], device: str = "cpu") -> int:

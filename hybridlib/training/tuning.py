@@ -18,6 +18,8 @@ import pandas as pd
 from torch.quasirandom import SobolEngine
 
 from hybridlib.study import progress
+from hybridlib.study.cluster.blocks import NoCluster
+from hybridlib.study.cluster.connect import workers_of
 from hybridlib.study.parameters import load_study
 from hybridlib.study.progress_line import replace_unknown_characters
 from hybridlib.study.records import RunFolder
@@ -25,7 +27,7 @@ from hybridlib.study.schema import Study
 from hybridlib.study.searches import Range, Search, at_an_edge, best, path, point_of, searches, table, trial, tried
 from hybridlib.study.storage import write_atomically
 from hybridlib.study.sweeps import chosen
-from hybridlib.training.trials import train_side_by_side, workers_of
+from hybridlib.training.trials import train_side_by_side
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,6 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:  # ParameterError is one
         print(error, file=sys.stderr)
         return 2
+    except NoCluster as error:
+        print(error, file=sys.stderr)
+        return 1
     print("\n".join(edges), file=sys.stderr, end="\n" * bool(edges))
     return 1 if edges else 0
 
@@ -64,19 +69,27 @@ def tune(
     """
     if len(rows := tried(study, name, search)) < trials:
         with workers_of(scheduler, len(search.seeds)) as client:
-            while len(rows := tried(study, name, search)) < trials:
-                add_trial(client, study, name, search, trials, device)
+            while len(rows) < trials:
+                rows = add_trial(client, study, name, search, rows, trials, device)
     found = best(rows, search)
     print(f"{name}: best {rows.loss.min():.4f} at {found}")
     return at_an_edge(found, search)
 
 
-def add_trial(client: distributed.Client, study: Study, name: str, search: Search, trials: int, device: str) -> None:
-    """Train the next of the `trials` of `search`, called `name`, of `study` on `device`, and add its row to the table.
+def add_trial(
+    client: distributed.Client,
+    study: Study,
+    name: str,
+    search: Search,
+    rows: pd.DataFrame,
+    trials: int,
+    device: str,
+) -> pd.DataFrame:
+    """Train the trial of `search`, called `name`, of `study` that follows `rows`, and return them with it, as kept.
 
-    The workers of `client` train its runs. Raises `RuntimeError` where one could not be.
+    The workers of `client` train its runs on `device`; there are to be `trials`. Raises `RuntimeError` where one could
+    not be.
     """
-    rows = tried(study, name, search)
     point = propose(search, rows)
     runs = trial(study, name, search, len(rows), point)
     todo = [run for run in runs if progress.run_state(run) != "complete"]
@@ -89,6 +102,7 @@ def add_trial(client: distributed.Client, study: Study, name: str, search: Searc
     shutil.rmtree(progress.run_folder(runs[0]).parents[1])  # the row is what is kept of it
     mean = sum(losses.values()) / len(losses)
     print(f"{name}: trial {len(rows) + 1} of {trials}: {mean:.4f} at {point}", flush=True)
+    return tried(study, name, search)
 
 
 def loss_of(facts: dict[str, Any]) -> float:

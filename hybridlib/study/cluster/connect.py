@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import distributed
@@ -24,7 +24,7 @@ def connected(scheduler: str) -> Iterator[distributed.Client]:
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is lost is said here, in a line
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", VersionMismatchWarning)  # versions are compared below
+            warnings.simplefilter("ignore", VersionMismatchWarning)  # `About` compares them all
             client = distributed.Client(
                 **where, timeout=10, serializers=["msgpack", "pickle"], deserializers=["msgpack"]
             )
@@ -45,6 +45,11 @@ def local_workers(count: int) -> Iterator[distributed.Client]:
     with distributed.LocalCluster(n_workers=count, threads_per_worker=1, processes=True, **options) as cluster:
         with connected(cluster.scheduler_address) as client:
             yield client
+
+
+def workers_of(scheduler: str | None, count: int) -> AbstractContextManager[distributed.Client]:
+    """Reach the workers of the Dask `scheduler`, or start `count` of them on this machine. Raise `NoCluster`."""
+    return connected(scheduler) if scheduler else local_workers(count)
 
 
 def dashboard(client: distributed.Client) -> str:

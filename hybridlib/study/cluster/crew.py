@@ -22,7 +22,7 @@ from hybridlib.study.cluster import worker
 from hybridlib.study.cluster.blocks import Block, NoCluster, Task, Waiting
 from hybridlib.study.cluster.connect import ONE_DEVICE
 from hybridlib.study.cluster.hand import About, Hand, lines
-from hybridlib.study.cluster.landing import WHOLE, Outcome, land, why_not_whole
+from hybridlib.study.cluster.landing import Outcome, land, why_not_whole
 from hybridlib.study.cluster.order import Orders
 from hybridlib.study.progress_line import live_line
 from hybridlib.study.storage import InUse, StorageError
@@ -113,7 +113,7 @@ class Crew:
             order = self.orders.order(hand.task, hand.gpu)
             hand.future = self._expect(hand, self._submit(hand, self.work, order, resources=ONE_DEVICE))
             return
-        landed = [task.run.id for task in block.done if progress.run_state(task.run) in WHOLE]
+        landed = [task.run.id for task in block.done if progress.run_state(task.run) in progress.WHOLE]
         hand.block = hand.task = hand.future = None
         done = self._submit(hand, worker.forget, block.tasks[0].run.study, landed, self.orders.token)
         self.forgotten.append((hand, done))

@@ -11,7 +11,6 @@ from hybridlib.study.storage import locked, write_atomically
 
 RECORDS = ("steps.csv", "evals.csv", "run.json")
 LAST = "run.json"  # its presence means that a run is complete
-WHOLE = ("complete", "extendable")
 FILES = ("run.ipynb", "weights.safetensors", *RECORDS)
 
 
@@ -55,4 +54,8 @@ def land(run: Run, files: dict[str, bytes]) -> None:
 def why_not_whole(run: Run) -> str:
     """Say in one sentence what is wrong with the records of `run` that came back; empty if nothing is."""
     found = progress.run_state(run)
-    return "" if found in WHOLE else f"what came back is {found}: {progress.why_run_again(run) or 'it has no run.json'}"
+    return (
+        ""
+        if found in progress.WHOLE
+        else f"what came back is {found}: {progress.why_run_again(run) or 'it has no run.json'}"
+    )

@@ -12,7 +12,6 @@ from hybridlib.study.cluster import worker
 from hybridlib.study.execute import JobFailed, execute_into
 from hybridlib.study.parameters import load_study
 from hybridlib.study.plan import Job
-from hybridlib.study.provenance import ROOT
 from hybridlib.study.run import Run
 from hybridlib.study.storage import write_atomically
 
@@ -44,6 +43,6 @@ def study_here(asked: dict[str, Any], run: Run) -> str:
             return name
     except ValueError:  # no such study here, or another one
         pass
-    file = ROOT / ".cache" / "cluster" / asked["token"] / f"{run.study}.yaml"
+    file = worker.own_place(asked["token"]) / f"{run.study}.yaml"
     write_atomically(file, json.dumps(asked["study"]))
     return str(file)

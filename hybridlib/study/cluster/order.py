@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from functools import cache
 from pathlib import Path
 
 from hybridlib.study import progress
@@ -22,6 +23,7 @@ class Orders:
     def __init__(self, device: str, study: Study | None = None, fresh: bool = False) -> None:
         self.device, self.study, self.fresh, self.token = device, study, fresh, token_of(progress.OUTPUTS)
         self.begun: set[str] = set()
+        self.text_sha256 = cache(worker.text_sha256)  # of texts that many runs read
 
     def order(self, task: Task, gpu: str) -> str:
         """Return as JSON what `worker.work` is to know of `task`, on the GPU of the number `gpu` if it is not empty.
@@ -38,7 +40,7 @@ class Orders:
             study=study and study.model_copy(update=dict(also_reads=[])).model_dump(mode="json"),
             device=self.device,
             gpu=gpu,
-            texts={path: worker.text_sha256(path) for path in run.source.paths},
+            texts={path: self.text_sha256(path) for path in run.source.paths},
             beside={baseline.name: {name: content.decode() for name, content in beside.items()}},
             outputs=str(progress.OUTPUTS),
             shown=str(from_root(progress.OUTPUTS)),

@@ -91,6 +91,11 @@ def place_of(asked_in: str, token: str) -> Path:
             return Path(asked_in)
     except OSError:
         pass
+    return own_place(token)
+
+
+def own_place(token: str) -> Path:
+    """Return the folder of this checkout for what is made for the side with `token`."""
     return ROOT / ".cache" / "cluster" / token
 
 
@@ -101,7 +106,7 @@ def train_alone_there(asked: dict[str, Any], run: Run, folder: Path) -> str:
 
 
 def work(order: str, how: Callable[[dict[str, Any], Run, Path], str] = train_alone_there) -> dict[str, Any]:
-    """Train the run of `order`, which `order_of` made, in the way `how`; return an `Outcome` as plain data."""
+    """Train the run of `order`, which `Orders` made, in the way `how`; return an `Outcome` as plain data."""
     asked = json.loads(order)
     run, place = Run.model_validate(asked["run"]), place_of(asked["outputs"], asked["token"])
     found = Outcome()
@@ -111,15 +116,15 @@ def work(order: str, how: Callable[[dict[str, Any], Run, Path], str] = train_alo
     shared, folder = place == Path(asked["outputs"]), place / run.study / "runs" / run.id
     if asked["fresh"] and not shared:
         shutil.rmtree(folder, ignore_errors=True)
-    try:
-        for name, files in asked["beside"].items() if not shared else ():
-            for file, content in files.items():
-                write_atomically(folder.with_name(name) / file, content)
-        with environment(asked, place), reported(run, folder), stopped_when_cancelled() as stopping:
+    with environment(asked, place), reported(run, folder), stopped_when_cancelled() as stopping:
+        try:
+            for name, files in asked["beside"].items() if not shared else ():
+                for file, content in files.items():
+                    write_atomically(folder.with_name(name) / file, content)
             wait_for_another(folder, stopping)
             found.warnings = how(asked, run, folder).replace(str(from_root(place)), asked["shown"])
-    except (CannotTrain, StorageError, InUse) as error:
-        found.message = str(error).replace(str(from_root(place)), asked["shown"])
+        except (CannotTrain, StorageError, InUse) as error:
+            found.message = str(error).replace(str(from_root(place)), asked["shown"])
     found.stopped = stopping.is_set()
     if not shared:
         found.files = packed(folder, ("run.ipynb",) if found.message else FILES)
@@ -129,7 +134,7 @@ def work(order: str, how: Callable[[dict[str, Any], Run, Path], str] = train_alo
 def forget(study: str, runs: list[str], token: str) -> None:
     """Delete what this checkout made for the side with `token` of these `runs` of `study`, which have landed there."""
     for run in runs:
-        shutil.rmtree(ROOT / ".cache" / "cluster" / token / study / "runs" / run, ignore_errors=True)
+        shutil.rmtree(own_place(token) / study / "runs" / run, ignore_errors=True)
 
 
 def wait_for_another(folder: Path, stopping: threading.Event) -> None:
