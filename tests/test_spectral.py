@@ -49,14 +49,22 @@ def test_spectral_moves_vectors_as_nesterov_does_with_a_gain_of_their_own_and_em
 
 def test_a_jump_does_not_depend_on_how_many_matrices_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
-    for elements in (1, nesterov.BATCH_ELEMENTS):
-        monkeypatch.setattr(nesterov, "BATCH_ELEMENTS", elements)
+    for elements in (1, nesterov.BATCH_ELEMENTS["cpu"], nesterov.BATCH_ELEMENTS["cuda"]):
+        monkeypatch.setitem(nesterov.BATCH_ELEMENTS, "cpu", elements)
         weights, predictor = some_weights(), make_predictor("spectral")
         walk(predictor, weights, 3)
         predictor.predict(weights, horizon=4, progress=0.5)
         results.append(values(weights))
-    for alone, together in zip(*results):
-        torch.testing.assert_close(alone, together)
+    for alone, *together in zip(*results):
+        for each in together:
+            torch.testing.assert_close(alone, each)
+
+
+def test_weights_share_a_call_with_those_of_their_shape_on_their_device() -> None:
+    places = ["cpu", "meta", "cpu", "meta", "cpu"]
+    weights = [(str(i), torch.empty(4, 3 if i < 4 else 2, device=place)) for i, place in enumerate(places)]
+    groups = [[name for name, _ in group] for group in nesterov.of_equal_shape(weights)]
+    assert sorted(groups) == [["0", "2"], ["1", "3"], ["4"]]
 
 
 @pytest.mark.parametrize("elements", [5 << 20, 64])

@@ -9,7 +9,9 @@ from torch import Tensor
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.method.settings import Momentum, Share
 
-BATCH_ELEMENTS = 1 << 19  # small matrices share a call; a large one fills the machine, and the memory of a jump, alone
+# Small matrices share a call. A large one fills a CPU, and the memory of a jump, alone; a GPU takes as long to launch a
+# call for several.
+BATCH_ELEMENTS = dict(cpu=1 << 19, cuda=1 << 24)
 
 
 class Nesterov(Predictor):
@@ -80,8 +82,10 @@ class Nesterov(Predictor):
 
 
 def of_equal_shape(weights: Weights) -> Iterator[Weights]:
-    """Yield `weights` in groups of equal shape, each of at most `BATCH_ELEMENTS` elements or of one parameter."""
-    by_shape = sorted(weights, key=lambda named: tuple(named[1].shape))
-    for shape, group in groupby(by_shape, key=lambda named: named[1].shape):
-        together, size = list(group), max(BATCH_ELEMENTS // shape.numel(), 1)
+    """Yield `weights` in groups of equal shape on one device, of at most `BATCH_ELEMENTS` elements or one parameter."""
+    kind = lambda named: (tuple(named[1].shape), str(named[1].device))  # noqa: E731
+    for _, group in groupby(sorted(weights, key=kind), key=kind):
+        together = list(group)
+        weight = together[0][1]
+        size = max(BATCH_ELEMENTS.get(weight.device.type, BATCH_ELEMENTS["cpu"]) // weight.numel(), 1)
         yield from (together[at : at + size] for at in range(0, len(together), size))

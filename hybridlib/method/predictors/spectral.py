@@ -73,7 +73,8 @@ class Spectral(Nesterov):
 
     def _move_by_rows(self, name: str, weight: Tensor, share: float) -> None:
         """Move a tall matrix some rows at a time: `weight` itself takes look-ahead and direction, with no copy."""
-        few, many = (self._rows_of(weight, elements) for elements in (CACHED_ELEMENTS, BLOCK_ELEMENTS))
+        cached = BLOCK_ELEMENTS if weight.is_cuda else CACHED_ELEMENTS
+        few, many = (self._rows_of(weight, elements) for elements in (cached, BLOCK_ELEMENTS))
         for rows in few:
             weight[rows] = self.look_ahead(name, weight[rows], rows)
         length = self._orthogonalize([weight[rows].flatten(1) for rows in many])
