@@ -17,7 +17,7 @@ def browser() -> Iterator[webdriver.Chrome]:
         yield driver
 
 
-@pytest.mark.parametrize("study", ["cpu", "gpt2-small", "gpt2-medium"])
+@pytest.mark.parametrize("study", ["cpu", "gpt2-small", "gpt2-small-gpu", "gpt2-medium"])
 def test_a_report_draws_every_chart_without_a_network_and_without_a_complaint(browser: webdriver.Chrome, study: str):
     complaints(browser)
     browser.execute_cdp_cmd("Network.enable", {})

@@ -156,7 +156,7 @@ def test_copies_name_no_folder_of_this_machine_and_no_time(tmp_path: Path) -> No
     assert there["cells"][1]["id"] == "injected-parameters"
 
 
-@pytest.mark.parametrize("name", ["cpu", "gpt2-small", "gpt2-medium"])
+@pytest.mark.parametrize("name", ["cpu", "gpt2-small", "gpt2-small-gpu", "gpt2-medium"])
 def test_what_is_committed_was_made_by_what_is_there(monkeypatch, name: str) -> None:
     monkeypatch.setattr(chapters, "OUTPUTS", ROOT / "outputs")
     found = {job.stage: chapters.chapter_state(job, name) for job in plan(load_study(name), name) if not job.run}

@@ -69,7 +69,7 @@ def test_the_briefs_arms_controls_and_stages_are_planned(name):
     assert place < recovery.schedule.full, "the fault must hit a real step of Full"
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "gpt2-small", "gpt2-medium"])
+@pytest.mark.parametrize("name", ["smoke", "cpu", "gpt2-small", "gpt2-small-gpu", "gpt2-medium"])
 def test_hybrids_phases_are_in_the_briefs_bands(name):
     s = load_study(name).arms["hybrid"].schedule
     cycle = s.full + s.predict + s.correct

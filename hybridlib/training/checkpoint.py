@@ -10,6 +10,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,7 @@ def write(path: Path, state: Any) -> None:
         header[name] = dict(dtype=DTYPES[tensor.dtype], shape=list(tensor.shape), data_offsets=[start, end])
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the data is aligned
-    with path.open("wb", buffering=0) as out:
+    with path.open("wb", buffering=0) as out, ThreadPoolExecutor(1) as beside:
         digest = hashlib.sha256()
         for piece in (len(text).to_bytes(8, "little"), text):
             digest.update(piece)
@@ -168,9 +169,10 @@ def write(path: Path, state: Any) -> None:
         for tensor in tensors.values():
             whole = _read_if_stored(tensor).detach().cpu()
             data = memoryview(whole.contiguous().view(-1).view(torch.uint8).numpy())
-            digest.update(data)
+            hashed = beside.submit(digest.update, data)  # takes as long as writing, and both leave Python to others
             while data:  # one call writes no more than 2 GiB
                 data = data[out.write(data) :]
+            hashed.result()
         out.seek(8 + text.index(NO_SHA256.encode()))
         out.write(digest.hexdigest().encode())
 
