@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import crowd
 import distributed
@@ -126,6 +127,25 @@ def test_what_a_worker_sends_is_data_and_has_the_names_of_records(
         assert "Input should be a valid dictionary" in trained(client, run(), work=babble)["hybrid-markov-s5"]
     assert not Path("trapped").exists() and not list(own_outputs.rglob("climbed"))
     assert (progress.run_folder(run()) / "run.ipynb").read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [(None, ["A", "B", "C"]), ("2", ["C"]), ("2, 0", ["C", "A"]), ("GPU-b", ["B"]), ("", []), ("-1", [])],
+)
+def test_a_worker_names_the_gpus_that_it_may_use(monkeypatch, visible: str | None, names: list[str]) -> None:
+    nvml = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetCount=lambda: 3,
+        nvmlDeviceGetHandleByIndex=lambda at: at,
+        nvmlDeviceGetHandleByUUID={"GPU-b": 1}.__getitem__,
+        nvmlDeviceGetName="ABC".__getitem__,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert worker.gpus() == names
 
 
 def test_a_run_on_a_worker_sees_its_own_gpu_and_outputs_and_nothing_is_left_of_them(monkeypatch) -> None:

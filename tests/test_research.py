@@ -245,3 +245,22 @@ def test_the_frozen_hybrid_stands_beside_the_best_rate_of_an_optimizer_that_was_
         executed = run_chapter("10_research", fake_study, monkeypatch, found=Research(trials, []))
         said = executed.shown["level_said"].content
         assert says in said and "at 4.010 (mean of 2 seeds)" in said and "the best of 2 rates" in said
+
+
+def test_where_the_study_trained_adamw_itself_its_own_seeds_say_how_far_the_hybrids_end_from_it(
+    tmp_path, monkeypatch
+) -> None:
+    tuned = dict(arms=dict(adamw=dict(like="baseline", role="peer"), hybrid_tuned=dict(like="hybrid")))
+    fake = FakeStudy(tmp_path, **tuned)
+    for seed in (1, 2, 3):
+        fake.write("baseline", seed)
+        fake.write("adamw", seed, gap_nats=-0.5)
+        fake.write("hybrid", seed, gap_nats=-0.55)
+        fake.write("hybrid_tuned", seed, gap_nats=-0.45 if seed == 3 else -0.6)
+    few = pd.DataFrame([trial("equal_steps", f"adamw-{rate}", 5.0, 410, 410, None) for rate in (1, 2)])
+    said = run_chapter("10_research", fake, monkeypatch, found=Research(few, [])).shown["level_said"].content
+    assert said.startswith(
+        "AdamW alone, the best of 2 rates on the pilot seed, decayed for 410 computed steps, ends at"
+    )
+    assert "`hybrid` ends" in said and "below it, lower in 3 of 3 seeds" in said
+    assert "`hybrid_tuned` ends" in said and "lower in 2 of 3 seeds" in said

@@ -61,18 +61,18 @@ def installed(name: str) -> tuple[str, str]:
 
 
 def gpus() -> list[str]:
-    """Return the names of the GPUs that this process may use."""
+    """Return the names of the GPUs that this process may use, in the order in which it counts them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # numbers or UUIDs
     try:
         import pynvml
 
         pynvml.nvmlInit()
-        names = [
-            pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(at)) for at in range(pynvml.nvmlDeviceGetCount())
-        ]
+        chosen = range(pynvml.nvmlDeviceGetCount()) if visible is None else filter(None, visible.split(","))
+        by_number, by_uuid = pynvml.nvmlDeviceGetHandleByIndex, pynvml.nvmlDeviceGetHandleByUUID
+        names = [str(one).strip() for one in chosen]
+        return [pynvml.nvmlDeviceGetName(by_number(int(one)) if one.isdigit() else by_uuid(one)) for one in names]
     except Exception:  # no driver, or one that says nothing: of many kinds
         return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return names if visible is None else names[: len(list(filter(None, visible.split(","))))]
 
 
 def text_sha256(path: str) -> str:
