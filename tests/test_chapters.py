@@ -70,7 +70,7 @@ def test_records_and_unrelated_files_make_nothing_stale(own_outputs: Path, tmp_p
         monkeypatch.setattr(module, "PARAMS", params)
     assert "stale" not in states().values()
     assert load_study("smoke") == SMOKE
-    with pytest.raises(ParameterError, match="Known: another, cpu, gpt2-medium, gpt2-small, smoke;"):
+    with pytest.raises(ParameterError, match="Known: another, cpu, gpt2-medium, gpt2-small, gpt2-small-gpu, smoke;"):
         load_study("nobody")
 
 

@@ -154,6 +154,14 @@ def test_a_baseline_that_slows_down_is_named_and_its_speedup_given_without_it(
     assert found.table("pace", "arm").loc["baseline", "slowest tenth over fastest"] == "1, 1.50, 1"
 
 
+def test_of_many_runs_that_slow_down_the_slowest_stands_for_all(fake, tmp_path, monkeypatch) -> None:
+    records = read_records(fake.name, fake.outputs)
+    worst = (records.runs.arm == "hold") & (records.runs.seed == 3)
+    runs = records.runs.assign(slowdown=(1.5 + worst).astype(float))
+    said = aside(fake, tmp_path, monkeypatch, replace(records, runs=runs)).shown["steadiness"].content
+    assert f"in {len(runs)} of {len(runs)} runs, most in `hold` with seed 3 (2.5×). Had every run" in said
+
+
 def aside(fake: FakeStudy, folder: Path, monkeypatch, records) -> Executed:
     """The benchmark with other records, whose results go elsewhere."""
     monkeypatch.setenv(PIPELINE, "06_benchmark")
