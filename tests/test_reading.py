@@ -159,7 +159,7 @@ def test_of_many_runs_that_slow_down_the_slowest_stands_for_all(fake, tmp_path, 
     worst = (records.runs.arm == "hold") & (records.runs.seed == 3)
     runs = records.runs.assign(slowdown=(1.5 + worst).astype(float))
     said = aside(fake, tmp_path, monkeypatch, replace(records, runs=runs)).shown["steadiness"].content
-    assert f"in {len(runs)} of {len(runs)} runs, most in `hold` with seed 3 (2.5×). Had every run" in said
+    assert f"in {len(runs)} of {len(runs)} runs, most in `hold` with seed 3 (2.50×). Had every run" in said
 
 
 def aside(fake: FakeStudy, folder: Path, monkeypatch, records) -> Executed:
