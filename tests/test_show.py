@@ -175,6 +175,17 @@ def test_a_figure_of_no_records_is_empty_and_one_of_some_is_not() -> None:
     assert "no records to draw" in json.dumps(shown[1].content)
 
 
+def test_a_part_without_an_interval_draws_none_beside_one_that_has_its_own() -> None:
+    forest = definitions("09_report", titles={"ratio": "ratio (×)"}, shapes={"PASS": "circle"})["forest"]
+    columns = ["row", "value", "low", "high", "threshold", "verdict"]
+    parts = [["one seed", 2.7, None, None, 1.3, "PASS"], ["three seeds", 2.0, 1.9, 2.1, 1.5, "PASS"]]
+    drawn = {
+        layer.mark.type: list(layer.data.row) for layer in forest(pd.DataFrame(parts, columns=columns), "ratio").layer
+    }
+    both = ["one seed", "three seeds"]
+    assert drawn == dict(tick=both, rule=["three seeds"], point=both)
+
+
 def test_every_special_character_is_escaped_once() -> None:
     assert escaped("".join(LATEX)) == "".join(LATEX.values())
     assert escaped("plain Δ ≤ 2 × π") == "plain Δ ≤ 2 × π"
