@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -211,23 +212,38 @@ def test_many_workers_are_kept_at_work_though_some_are_lost(
     assert took_s <= (1.15 if count > 500 else 2.0) * bound_s, facts
 
 
+def clocked(order: str) -> dict:
+    """Work as a worker does, and write beside the run how long training took, and what the worker did meanwhile."""
+
+    def how(asked: dict, run: Run, folder: Path) -> str:
+        started_s, worked_s = time.perf_counter(), time.process_time()
+        worker.train_alone_there(asked, run, folder)
+        took = dict(train_s=time.perf_counter() - started_s, worked_s=time.process_time() - worked_s)
+        folder.with_suffix(".json").write_text(json.dumps(took))
+        return ""
+
+    return worker.work(order, how)
+
+
 @pytest.mark.timed
 def test_through_dask_a_run_takes_a_fiftieth_of_a_nano_run_longer_at_most(
     own_outputs: Path, monkeypatch: pytest.MonkeyPatch, measured_cluster
 ) -> None:
+    """Measured within one run, for two runs of seconds differ by more: what comes before and after training."""
     monkeypatch.setenv("HYBRIDLIB_OUTPUTS", str(own_outputs))
-    alone, through = [], []
+    more_s, cores = [], []
     with connect.local_workers(1) as client:
         trained(client, run(arm="first"))
         for at in range(5):
-            started = time.perf_counter()
-            worker.train_alone(run(arm=f"alone-{at}"), "cpu")
-            alone.append(time.perf_counter() - started)
-            started = time.perf_counter()
-            trained(client, run(arm=f"through-{at}"))
-            through.append(time.perf_counter() - started)
+            each, started_s = run(arm=f"through-{at}"), time.perf_counter()
+            assert trained(client, each, work=clocked) == {each.id: ""}
+            whole_s = time.perf_counter() - started_s
+            took = json.loads(progress.run_folder(each).with_suffix(".json").read_text())
+            more_s.append(whole_s - took["train_s"])
+            cores.append(took["worked_s"] / took["train_s"])
     pair = (ROOT / "outputs/cpu/runs" / f"{arm}-text-s42" for arm in ("baseline", "hybrid"))
     nano_s = min(RunFolder(folder).facts["summary"]["train_s"] for folder in pair)
-    more_s = min(through) - min(alone)  # what else the machine does only adds to either
-    measured_cluster.add(overhead_s=more_s, overhead_of_a_nano_run_pct=100 * more_s / nano_s)
-    assert more_s <= 0.02 * nano_s
+    longer_s = statistics.median(more_s)
+    measured_cluster.add(overhead_s=longer_s, overhead_of_a_nano_run_pct=100 * longer_s / nano_s)
+    measured_cluster.add(worker_core_pct=100 * statistics.median(cores))
+    assert 0 < longer_s <= 0.02 * nano_s, more_s

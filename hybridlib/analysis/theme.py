@@ -40,8 +40,12 @@ def _theme() -> alt.theme.ThemeConfig:
 
 
 def _as_csv(data: pd.DataFrame, **_: Any) -> dict[str, Any]:
-    """Return a chart's data as one CSV text: a third of the size of a list of records."""
-    return {"values": data.to_csv(index=False), "format": {"type": "csv"}}
+    """Return a chart's data as one CSV text, a third of the size of a list of records, and which columns are numbers.
+
+    An empty cell of those is null then, as in a list of records, and not a text of which a chart makes 0 or NaN.
+    """
+    numbers = dict.fromkeys(data.select_dtypes("number").columns, "number")
+    return {"values": data.to_csv(index=False), "format": {"type": "csv", "parse": numbers}}
 
 
 alt.data_transformers.register("csv", _as_csv)
