@@ -4,13 +4,12 @@ Complete jobs are skipped, interrupted ones resumed. A run whose parameters chan
 NUMERICS, is trained again, and its records are kept in `superseded/`. Chapters that read records are executed every
 time. Exit status: 0 if every job of the plan is complete, 1 if not, or if what was trained again does not agree with
 its records, 2 for a wrong argument or parameter file, 130 if interrupted and 75 if ended by SIGTERM: both after a
-checkpoint, and the same command goes on from there.
+checkpoint, and the same command goes on from there. So it does after 75 for a scheduler that was lost.
 """
 
 import argparse
 import logging
 import os
-import re
 import signal
 import sys
 import time
@@ -19,10 +18,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hybridlib.study import reproduce, sweeps
-from hybridlib.study.alone import CannotTrain, beside
+from hybridlib.study import progress, reproduce, sweeps
+from hybridlib.study.alone import CannotTrain, beside, interrupt_at_signals
+from hybridlib.study.arguments import DEVICES, count, device
 from hybridlib.study.cluster.blocks import NoCluster
-from hybridlib.study.execute import check, executed, forget, job_state, why_again
+from hybridlib.study.execute import check, forget, job_state, why_again
 from hybridlib.study.parameters import OUTPUTS, ROOT, load_study
 from hybridlib.study.pipeline import Pipeline, known_times, reach
 from hybridlib.study.plan import STAGES, Job, estimated_s, plan
@@ -32,20 +32,6 @@ from hybridlib.study.storage import InUse, locked
 
 RESUMABLE = os.EX_TEMPFAIL  # 75, in sysexits.h: try again later
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
-
-
-def device(name: str) -> str:
-    """Return `name`, a device to train on; raise `ArgumentTypeError` for any other text."""
-    if not re.fullmatch(r"auto|cpu|cuda:[0-9]+", name):
-        raise argparse.ArgumentTypeError(f"{name!r} is none of auto, cpu, cuda:0, cuda:1, …")
-    return name
-
-
-def count(text: str) -> int:
-    """Return the number in `text`, at least 1; raise `ArgumentTypeError` for any other text."""
-    if not re.fullmatch(r"0*[1-9][0-9]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
-    return int(text)
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -65,7 +51,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     keep_going = "after a failed job go on with the others; the report says what is missing"
     add("--keep-going", action="store_true", help=keep_going)
     where = "where to train; auto: a GPU if there is one. Records made elsewhere are kept, and named"
-    add("--device", default="auto", type=device, metavar="auto|cpu|cuda:N", help=where)
+    add("--device", default="auto", type=device, metavar=DEVICES, help=where)
     whose = "train on the workers of this Dask cluster: the address of its scheduler, or its scheduler file"
     add("--scheduler", metavar="ADDRESS|FILE", help=whose)
     again = (
@@ -106,8 +92,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if args.scheduler:
             reach(args.scheduler)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, stop)
+        interrupt_at_signals()
         with locked(OUTPUTS / study.study, "executes its plan"):
             return run(jobs, Pipeline(study, args.study, console, args.full), args)
     except InUse as error:
@@ -120,11 +105,6 @@ def refuse(why: object, status: int) -> int:
     """Print `why` the command ends; return its exit `status`."""
     console.print(f"[red]{escape(str(why))}[/]")
     return status
-
-
-def stop(number: int, frame: object) -> None:
-    """End at the signal `number`, which came in `frame`, as cleanly as at Ctrl-C."""
-    raise KeyboardInterrupt(number)
 
 
 def print_plan(jobs: list[Job], study: str, args: argparse.Namespace) -> None:
@@ -159,7 +139,7 @@ def is_to_do(job: Job, state: str, args: argparse.Namespace) -> bool:
 
 def on_device(job: Job, device: str) -> str:
     """Say where the complete run of `job` was made, if that is another kind of device than `device`."""
-    facts = RunFolder(executed(job, "").parent).facts if job.run and device != "auto" else None
+    facts = RunFolder(progress.run_folder(job.run)).facts if job.run and device != "auto" else None
     differs = facts and facts["device"].split(":")[0] != device.split(":", maxsplit=1)[0]
     return f"on {facts['device']}: kept, --force trains it on {device}" if differs else ""
 
@@ -177,6 +157,7 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
         if args.reproduce:
             agree = reproduce.reproduce(study, args.device, console)
         where = ["--scheduler", args.scheduler] if args.scheduler else []
+        where += ["--device", args.device] if args.device != "auto" else []
         research = args.full and "research" in (args.only or STAGES)
         if research and beside("training.trials", "--study", args.study, *where):
             console.print("[red]Some trials failed; the chapter of research names what is missing.[/]")

@@ -250,6 +250,18 @@ def test_a_jump_that_went_wrong_is_undone(size: float, step: Callable[[nn.Module
     assert optimizer.nominal_steps == 13 and optimizer.computed_steps == computed + 1
 
 
+def test_where_full_is_one_step_the_step_that_undoes_a_jump_is_followed_by_the_next() -> None:
+    model, predictor = make(), Spectral()
+    cycles = PhaseSchedule(warmup=2, full=1, predict=3, correct=1, total=40)
+    optimizer = HybridOptimizer(torch.optim.Adam(model.parameters()), model.named_parameters(), cycles, predictor)
+    while optimizer.nominal_steps < 40:
+        loss = gradients(model, optimizer)
+        jumped = optimizer.may_undo
+        optimizer.step(loss=1e9 if jumped and optimizer.nominal_steps < 12 else loss)
+        assert optimizer.phase is not Phase.PREDICT
+        assert all(torch.isfinite(value).all() for value in values(model).values())
+
+
 @pytest.mark.parametrize("step", [given_loss, closed])
 def test_a_good_jump_stands(step: Callable[[nn.Module, HybridOptimizer], None]) -> None:
     model = make()

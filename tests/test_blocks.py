@@ -126,3 +126,5 @@ def test_each_worker_of_a_host_gets_a_gpu_of_its_own() -> None:
     assert there.machine("cpu", "").computes == "cpu: P"
     with pytest.raises(ValueError, match="cuda:0: it has no GPU"):
         HERE.gpu_for("cuda:0", [])
+    with pytest.raises(ValueError, match="cuda:3: its last GPU is cuda:2"):
+        there.gpu_for("cuda:3", [])

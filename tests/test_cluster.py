@@ -16,12 +16,13 @@ import crowd
 import distributed
 import psutil
 import pytest
+import yaml
 from field import Field, checkout, study_file, wait_for
 from rich.console import Console
 from tiny import run
 
 from hybridlib.study import progress
-from hybridlib.study.cluster import connect, crew, worker
+from hybridlib.study.cluster import connect, crew, notebook, worker
 from hybridlib.study.cluster.blocks import Block, Task, block_of
 from hybridlib.study.cluster.order import Orders
 from hybridlib.study.parameters import ROOT
@@ -247,3 +248,14 @@ def test_through_dask_a_run_takes_a_fiftieth_of_a_nano_run_longer_at_most(
     measured_cluster.add(overhead_s=longer_s, overhead_of_a_nano_run_pct=100 * longer_s / nano_s)
     measured_cluster.add(worker_core_pct=100 * statistics.median(cores))
     assert 0 < longer_s <= 0.02 * nano_s, more_s
+
+
+def test_any_character_and_any_file_name_reaches_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "ROOT", tmp_path)
+    (tmp_path / os.fsdecode(b"\xff.txt")).write_text("text")
+    assert worker.text_sha256(".")
+    asked = dict(
+        job=dict(parameters=dict(study="none such")), study=dict(about="\N{ROCKET}"), token="token",
+    )  # fmt: skip
+    written = Path(notebook.study_here(asked, run()))
+    assert yaml.safe_load(written.read_text(encoding="utf-8")) == dict(about="\N{ROCKET}")

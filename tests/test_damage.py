@@ -242,6 +242,31 @@ def test_a_checkpoint_that_does_not_fit_is_said_and_kept(change, monkeypatch) ->
     assert not facts["resumed"] and progress.run_state(run(study="kept", steps=STEPS)) == "complete"
 
 
+def test_memory_that_runs_out_is_no_fault_of_the_checkpoint(monkeypatch) -> None:
+    folder = stopped("short", monkeypatch)
+    before = contents(folder)
+
+    def short(self: HybridTrainer, state: dict) -> None:
+        raise torch.OutOfMemoryError("another process has it")
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(HybridTrainer, "load_state_dict", short)
+        experiment.train(run(study="short", steps=STEPS), "cpu")
+    kept = contents(folder)
+    assert kept["checkpoint.safetensors"] == before["checkpoint.safetensors"]
+    assert finish("short")[0]["resumed"]
+
+
+def test_the_code_of_a_record_is_what_was_there_when_it_began(monkeypatch) -> None:
+    begun = progress.run_folder(run(study="begun", steps=STEPS)) / "steps.csv"
+
+    def code() -> dict:
+        return dict(commit="later" if begun.exists() else "first", dirty=False)
+
+    monkeypatch.setattr(experiment.provenance, "code", code)
+    assert finish("begun")[0]["code"]["commit"] == "first"
+
+
 def test_records_of_other_parameters_are_said_and_kept_and_those_of_the_same_are_left_alone(monkeypatch) -> None:
     one, other = run(study="twice", steps=STEPS), run(study="twice", steps=STEPS, snapshot_every=11)
     experiment.train(one, "cpu")

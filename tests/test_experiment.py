@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from pydantic import ValidationError
 from tiny import baseline, run, timeless
 
 from hybridlib.study import progress
 from hybridlib.study.records import RunFolder
 from hybridlib.training import checkpoint, experiment
+from hybridlib.training.assemble import pick_device
 from hybridlib.training.experiment import train
 
 
@@ -118,3 +121,15 @@ def test_compiled_steps_are_the_plain_ones_to_rounding_and_compilation_is_off_th
     losses = [RunFolder(progress.run_folder(each)).steps().loss.dropna() for each in (plain, compiled)]
     assert len(losses[0]) == len(losses[1]) > 30 and abs(losses[0] - losses[1]).max() < 1e-4
     assert facts[0]["compile_s"] == 0 < facts[1]["summary"]["train_s"] < facts[1]["compile_s"], "tiny steps"
+
+
+def test_a_gpu_beyond_the_last_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="device cuda:2: this machine's last CUDA GPU is cuda:1"):
+        pick_device("cuda:2", 1)
+
+
+def test_a_run_with_no_step_on_the_clock_is_refused() -> None:
+    with pytest.raises(ValidationError, match="steps 3 leaves nothing to time"):
+        baseline(steps=3)

@@ -7,8 +7,10 @@ from statistics import fmean
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from hybridlib.method.guards import MIN_LOSSES, DivergenceMonitor, JumpGate
+from hybridlib.study.arm import Guards
 
 steady = [4.0 + 0.3 * math.sin(2 * i) for i in range(60)]
 
@@ -105,3 +107,9 @@ def test_the_gate_undoes_catastrophes_only() -> None:
     assert not JumpGate(2.0, [4.0]).accepts(6.5)
     assert not JumpGate(2.0).accepts(math.nan)
     assert JumpGate(2.0).accepts(9.0)
+
+
+def test_a_window_too_short_for_a_mean_is_refused() -> None:
+    assert Guards(window_steps=MIN_LOSSES)
+    with pytest.raises(ValidationError):
+        Guards(window_steps=MIN_LOSSES - 1)

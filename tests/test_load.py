@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from hybridlib.analysis import load
+from hybridlib.analysis.alike import precisions
 from hybridlib.training import NUMERICS
 
 
@@ -79,3 +80,9 @@ def test_results_that_are_cut_off_are_none(fake_study, content) -> None:
     records = load.read_records(fake_study.name, fake_study.outputs)
     assert records.results("stress", ["test", "passed"]).columns.tolist() == ["test", "passed"]
     assert load.facts_of(fake_study.folder / "results" / "stress.csv") == {}
+
+
+def test_precisions_are_said_by_arm() -> None:
+    runs = pd.DataFrame(dict(arm=["a", "b", "b", "c"], precision=["fp32", "bf16", "bf16", "fp32"]))
+    assert precisions(runs) == "Precision: bf16 for `b`, fp32 for the others."
+    assert precisions(runs[runs.arm != "b"]) == "Precision: fp32 for all." and precisions(runs.head(0)) == ""

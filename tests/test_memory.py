@@ -2,8 +2,10 @@
 
 import gc
 import os
+import pickle
 import subprocess
 import sys
+import tempfile
 import weakref
 from pathlib import Path
 from typing import Any
@@ -185,3 +187,21 @@ print(int((weight[:9] * 1e-9).view(torch.int32).count_nonzero()))
 def test_subnormal_numbers_are_zero_on_all_threads_that_start_afterwards() -> None:
     done = subprocess.run([sys.executable, "-c", TINY], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.stdout.split() == ["0", "9"], done.stderr
+
+
+def test_a_copy_of_a_store_lies_where_temporary_files_lie_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "first"))
+    store = TensorStore()
+    store.put("weights", torch.arange(6.0))
+    kept = pickle.dumps(store)
+    (tmp_path / "first").rmdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "second"))
+    copy = pickle.loads(kept)
+    assert copy.folder == tmp_path / "second" and torch.equal(copy.get("weights"), torch.arange(6.0))
+
+
+def test_a_system_that_does_not_say_its_peak_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "Name: python\n")
+    assert Meter(torch.device("cpu")).peak_mb() == 0

@@ -91,7 +91,7 @@ def test_without_records_all_is_empty_and_said_so(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("what", "says"),
     [
-        (dict(seeds=SEEDS[:1]), "no complete pair with the baseline for seed 2, 3"),
+        (dict(seeds=SEEDS[:1]), "no complete pair with the baseline for seeds 2 and 3"),
         (
             dict(arms=[arm for arm in ARMS if arm != "baseline"]),
             "No pair of runs of hybrid and baseline on text is complete.",
@@ -170,7 +170,7 @@ def aside(fake: FakeStudy, folder: Path, monkeypatch, records) -> Executed:
 
 def test_sentences_follow_the_records(benchmark) -> None:
     shown = benchmark.shown
-    assert "bounded by S" in shown["speed_bound"].content
+    assert "the speedup would be S" in shown["speed_bound"].content
     assert shown["missing_runs"].content == "No planned run is missing."
     assert shown["provenance"].content.startswith(
         "15 runs, made between 2026-01-01T00:00 and 2026-01-01T00:01 UTC on cpu: by hand"

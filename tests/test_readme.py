@@ -5,7 +5,7 @@ import pytest
 from hybridlib.analysis.results import readme_blocks, renewed
 from hybridlib.analysis.rules import read_rules
 from hybridlib.study.parameters import ROOT
-from hybridlib.study.progress import UNTIMED_STEPS
+from hybridlib.study.run import UNTIMED_STEPS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -1,11 +1,14 @@
 """The report's export: what the PDF, the HTML and the Markdown of one small executed notebook hold."""
 
+import errno
+import os
 import re
 import shutil
 import subprocess
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 import altair as alt
@@ -250,3 +253,13 @@ def test_what_has_no_records_is_left_out_with_its_reading_and_its_section(tmp_pa
 def test_a_report_of_damaged_records_is_dated_by_the_others(fake_study) -> None:
     (fake_study.folder / "runs" / "hold-text-s3" / "run.json").write_text("{")
     assert f"{export.last_record(fake_study.folder):%Y-%m-%d}" == "2026-01-01"
+
+
+def test_a_disk_that_is_full_while_latex_works_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_, **__) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(typesetting.shutil, "which", lambda name: name)
+    monkeypatch.setattr(typesetting.subprocess, "run", full)
+    with pytest.raises(export.ExportFailed, match="report.pdf was not made: .*No space left on device"):
+        typesetting.typeset(tmp_path, "", datetime.now(UTC))

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from hybridlib.study import chapters, execute, pipeline, progress, progress_line
 from hybridlib.study.parameters import ROOT, load_study
 from hybridlib.study.plan import CHAPTERS, STAGES, TRAINING, Job, estimated_s, plan
 from hybridlib.study.records import EvalRecord, RunFolder, StepRecord
+from hybridlib.study.storage import InUse, locked
 
 SMOKE = load_study("smoke")
 
@@ -189,6 +191,17 @@ def test_the_pipelines_outcome_keeps_what_is_still_true(tmp_path, monkeypatch):
     again = pipeline.Pipeline(SMOKE, "smoke", Console()).write().set_index("job")
     assert again.status[failed.name] == "failed" and again.status["09_report"] == "missing"
     assert (tmp_path / "smoke" / "results" / "pipeline.csv").read_text().splitlines()[0] == ",".join(pipeline.COLUMNS)
+
+
+def test_a_job_that_the_whole_plan_has_otherwise_is_concluded_with_the_others(tmp_path, monkeypatch, capsys):
+    """In which order a seed's arms come depends on which stages are asked for, and by it which runs are extended."""
+    for module in (pipeline, chapters, progress):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
+    whole = {job.name for job in plan(SMOKE, "smoke")}
+    first = next(job for job in training(plan(SMOKE, "smoke")) if f"{job.name} (extend)" not in whole)
+    made = pipeline.Pipeline(SMOKE, "smoke", Console())
+    assert made.conclude([first, replace(first, extends=True)], 1.0) == 1
+    assert f"missing: {first.name} (extend)" in capsys.readouterr().out
 
 
 def test_known_times_are_means_by_arm_and_data(tmp_path, monkeypatch):
@@ -374,3 +387,15 @@ def test_a_record_of_another_device_is_kept_and_named(tmp_path, monkeypatch):
     job = Job("benchmark", TRAINING, {}, run)
     assert "on cpu: by hand, 1 threads: kept, --force" in run_all.on_device(job, "cuda:0")
     assert run_all.on_device(job, "cpu") == run_all.on_device(job, "auto") == ""
+
+
+def test_records_that_a_process_writes_are_not_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "OUTPUTS", tmp_path)
+    job = training(plan(SMOKE, "smoke"))[0]
+    folder = progress.run_folder(job.run)
+    with locked(folder, "trains it"), pytest.raises(InUse):
+        execute.forget(job, "smoke")
+    assert folder.exists()
+    execute.forget(job, "smoke")
+    assert not folder.exists()
+    execute.forget(job, "smoke")

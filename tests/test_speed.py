@@ -1,7 +1,11 @@
 """Timing in turns: what is counted, that contenders do the same work, and that a slow minute cancels out."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from chapter import run_chapter
@@ -127,3 +131,18 @@ def test_offloading_is_timed_with_the_state_at_home_and_leaves_it_as_it_was(monk
     lean.nominal_s = [0.25]  # so a cycle of 16 takes 4 s
     assert offload_share(lean) == Spread(0.5, 0.5, 0.5) and away == [False, True] * 3
     assert all(state["exp_avg"].numel() for state in lean.trainer.optimizer.state.values())
+
+
+def test_what_works_alone_ends_with_the_process_that_waits_for_it() -> None:
+    work = "import time; from hybridlib.benchmark.side_by_side import alone; alone(time.sleep, 600)"
+    with subprocess.Popen([sys.executable, "-c", work], stderr=subprocess.DEVNULL) as process:
+        until_s, workers = time.monotonic() + 60, []
+        while not workers and time.monotonic() < until_s:
+            below = psutil.Process(process.pid).children(recursive=True)
+            workers = [one for one in below if "spawn_main" in " ".join(one.cmdline())]
+            time.sleep(0.2)
+        while workers and workers[0].status() != psutil.STATUS_SLEEPING and time.monotonic() < until_s:
+            time.sleep(0.2)  # until it has read its modules, and sleeps as it was told
+        process.kill()
+    _, left = psutil.wait_procs(workers, timeout=30)
+    assert workers and not left

@@ -86,12 +86,6 @@ def test_holm_by_hand() -> None:
 CHAPTER = definitions("06_benchmark", rules=SimpleNamespace(alpha=0.05))
 
 
-def test_interquartile_mean_cuts_a_quarter_at_each_end() -> None:
-    assert CHAPTER["interquartile_mean"](np.array([[-100.0, 1.0], [3.0, 1000.0]])) == 2.0
-    values = np.random.default_rng(0).normal(size=(3, 3))
-    assert CHAPTER["interquartile_mean"](values) == pytest.approx(scipy_stats.trim_mean(values, 0.25, axis=None))
-
-
 def test_bootstrap_is_stratified_and_seeded() -> None:
     values = np.array([[1.0, 10.0], [1.0, 30.0]])  # one source without spread, one with
     low, high = CHAPTER["stratified_bootstrap"](values)
@@ -101,6 +95,7 @@ def test_bootstrap_is_stratified_and_seeded() -> None:
 
 def test_power_and_detectable_agree() -> None:
     power, detectable = CHAPTER["power"], CHAPTER["detectable"]
-    assert power(detectable(sd=0.5, n_seeds=3), 0.5, 3) == pytest.approx(0.8, abs=1e-3)
-    assert power(1.0, 0.5, 10) > power(1.0, 0.5, 3)
-    assert np.isnan(power(1.0, 0.0, 3)) and np.isnan(power(1.0, 0.5, 1))
+    assert power(detectable(sd=0.5, n_seeds=3), 0.5, 3, sides=2) == pytest.approx(0.8, abs=1e-3)
+    assert power(1.0, 0.5, 10, sides=2) > power(1.0, 0.5, 3, sides=2)
+    assert power(1.0, 0.001, 5, sides=2) == power(1.0, 0.001, 5, sides=1) == 1, "of what no seed hides"
+    assert np.isnan(power(1.0, 0.0, 3, sides=1)) and np.isnan(power(1.0, 0.5, 1, sides=1))

@@ -2,6 +2,9 @@
 
 import json
 import multiprocessing
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -71,3 +74,39 @@ def test_a_run_trained_alone_ends_with_the_process_that_started_it(tiny: Path) -
     while using(tiny / "outputs") and time.monotonic() < until_s:
         time.sleep(0.05)
     assert not using(tiny / "outputs") and progress.run_state(run) != "complete"
+
+
+TOLD = """
+import os, signal, sys, time
+def end(*_):
+    time.sleep(1)
+    open(sys.argv[1], "w").write("whole")
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+open(sys.argv[1] + ".begun", "w").close()
+time.sleep(60)
+"""
+TELLS = """
+import subprocess, sys
+from hybridlib.study import alone
+alone.interrupt_at_signals()
+with subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], start_new_session=True) as process:
+    alone.said_by(process)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_beside_has_time_to_end_whole(tmp_path: Path, number: signal.Signals) -> None:
+    file = tmp_path / "file"
+    with subprocess.Popen([sys.executable, "-c", TELLS, TOLD, str(file)], stderr=subprocess.DEVNULL) as process:
+        until_s = time.monotonic() + 60
+        while not Path(f"{file}.begun").exists() and time.monotonic() < until_s:
+            time.sleep(0.05)
+        process.send_signal(number)
+    assert file.read_text() == "whole"
+
+
+def test_a_search_for_a_device_says_which_there_are(tiny: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        trials.main(["--study", str(tiny / "tiny.yaml"), "--device", "gpu"])
+    assert "'gpu' is none of auto, cpu, cuda:0" in capsys.readouterr().err

@@ -114,6 +114,17 @@ def test_a_search_that_cannot_be_made_is_refused_by_name(tiny: Path, change: dic
         searches.searches(load_study(str(tiny / "tiny.yaml")))
 
 
+def test_a_table_of_another_search_is_named(tiny: Path, capsys: pytest.CaptureFixture) -> None:
+    study = load_study(str(tiny / "tiny.yaml"))
+    (name, search), *_ = searches.searches(study).items()
+    file = searches.table(study, name)
+    file.parent.mkdir(parents=True)
+    file.write_text("trial,loss_9\n0,1.0\n")
+    assert tuning.main(["--study", str(tiny / "tiny.yaml"), "--searches", name]) == 2
+    lacking = min({*search.ranges, *(f"loss_{seed}" for seed in search.seeds)} - {"loss_9"})
+    assert f"{name}.csv has no column {lacking}" in capsys.readouterr().err
+
+
 def test_every_arm_has_as_many_trials_on_the_same_pilot_seeds() -> None:
     assert len({(search.trials, search.start, tuple(search.seeds)) for search in SEARCHES.values()}) == 1
     assert all(search.trials >= 24 and len(search.seeds) >= 2 for search in SEARCHES.values())

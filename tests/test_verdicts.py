@@ -16,6 +16,7 @@ from hybridlib.analysis.show import PIPELINE
 from hybridlib.analysis.verdicts import FAIL, INCONCLUSIVE, PASS, judge_criteria, judge_parts
 from hybridlib.study.parameters import PARAMS, ParameterError
 from hybridlib.study.records import RunFolder
+from hybridlib.training import NUMERICS
 
 
 def judged(fake) -> pd.DataFrame:
@@ -106,8 +107,12 @@ def test_scaling_reads_the_other_study_where_it_is_asked_for(tmp_path, loss, ver
     run = fake_study.outputs / "gpt2-medium" / "runs" / "hybrid-text-s42"
     shares = dict.fromkeys(("warmup", "full", "predict", "correct"), 0.25)
     facts = {"parameters": {"schedule": {"full": 1}}, "summary": {"held_out_loss": loss, "phase_share": shares}}
-    RunFolder(run).finish(facts)
+    RunFolder(run).finish(facts | {"numerics": NUMERICS - 1})
     assert judged(fake_study).verdict["C9"] == verdict
+    fake_study.write("baseline", 1)
+    assert f"They were made under NUMERICS {NUMERICS - 1}, not" in judged(fake_study).why["C9"]
+    RunFolder(run).finish(facts | {"numerics": NUMERICS})
+    assert "NUMERICS" not in judged(fake_study).why["C9"]
     assert "C9" not in judged(FakeStudy(tmp_path)).index, "no verdict is borrowed unasked"
 
 

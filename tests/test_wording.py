@@ -34,6 +34,8 @@ def test_numbers_are_written_with_three_digits(value, text) -> None:
         (Effect(-0.0004, -1.4, 1.3, 0.9, 3), "%", "0.0 % [−1.4, 1.3]"),
         (Effect(110.82, 110.81, 110.83, 0.9, 3), "%", "110.8 % [110.8, 110.8]"),
         (Effect(1.8, math.nan, math.nan, 1.0, 3), "×", "1.80×"),
+        (Effect(2.83, 0.35, 22.7, 0.2, 2), "×", "2.8× [0.3, 22.7]"),
+        (Effect(40.0, 0.00012, 9000.0, 0.2, 2), "×", "40.00× [0.00, 9000.00]"),
     ],
 )
 def test_an_interval_decides_the_decimals(effect, unit, text) -> None:

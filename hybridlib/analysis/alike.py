@@ -1,6 +1,8 @@
-"""What runs must share to be compared."""
+"""What runs must share to be compared, and what is said of them where they differ."""
 
 import pandas as pd
+
+from hybridlib.analysis.wording import listed
 
 ALIKE = ("numerics", "device", "corpus_sha256")  # what runs share that are compared
 
@@ -28,3 +30,11 @@ def _refuse_several(runs: pd.DataFrame, column: str, data: str) -> None:
     }
     said = "; ".join(f"{v[:24]}: {', '.join(n[:4])}{' …' * (len(n) > 4)}" for v, n in named.items())
     raise ValueError(f"the runs on {data} must have one {column} to be compared, and have {len(named)}: {said}")
+
+
+def precisions(runs: pd.DataFrame) -> str:
+    """Return in a sentence which arms of the `runs` compute in which precision; empty where there is no run."""
+    arms = sorted(runs.groupby("precision").arm.unique().items(), key=lambda pair: len(pair[1]))
+    told = [f"{precision} for {listed(f'`{arm}`' for arm in of)}" for precision, of in arms[:-1]]
+    told += [f"{precision} for {'the others' if told else 'all'}" for precision, _ in arms[-1:]]
+    return f"Precision: {', '.join(told)}." if told else ""

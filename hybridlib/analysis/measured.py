@@ -10,7 +10,7 @@ from hybridlib.analysis import rules as r
 from hybridlib.analysis import statistics
 from hybridlib.analysis.effects import METRICS, TESTED, Metric, by_seed, effect
 from hybridlib.analysis.load import BASELINE, Records, planned_seeds
-from hybridlib.analysis.wording import estimate, p_is
+from hybridlib.analysis.wording import estimate, listed, p_is
 
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
 WORST_FIRST = (FAIL, INCONCLUSIVE, PASS)
@@ -46,7 +46,7 @@ class PartVerdict:
         met, shown = part.meets(found.value, part.threshold), metric.form not in TESTED or tested.p < alpha
         grade = _grade(part, records.runs, data, values, found.value, alpha) if shown or not met else ""
         verdict = FAIL if not met else PASS if shown else INCONCLUSIVE
-        return cls(part, data, tested, verdict, grade, f"{what} is {_said(part, metric, tested, values)}.")
+        return cls(part, data, tested, verdict, grade, f"{what}: {_said(part, metric, tested, values)}.")
 
     @staticmethod
     def _too_little(part: r.Part, records: Records, data: str, values: pd.Series) -> str:
@@ -55,7 +55,8 @@ class PartVerdict:
         if wanted and METRICS[part.metric].form != "rate" and not planned_seeds(records.study, BASELINE, data):
             return f"no {BASELINE} is planned on {data}, so there is nothing to compare it with"
         if lacking := sorted(wanted - set(values.index)):
-            return f"no complete pair with the baseline for seed {', '.join(map(str, lacking))}"
+            seeds = f"seed{'s' * (len(lacking) > 1)} {listed(lacking)}"
+            return f"no complete pair with the baseline for {seeds}"
         return {0: "no run, two are needed", 1: "one seed, two are needed"}.get(len(values), "")
 
     def row(self, criterion: str) -> dict[str, Any]:

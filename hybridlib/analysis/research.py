@@ -29,15 +29,17 @@ class Research:
     """All complete `trials` around a study, one row each (TRIAL_COLUMNS), and the names of the `missing` ones.
 
     Columns TO_BASELINE compare with the same seed's `baseline` of the sweep, or of the reference sweep where that has
-    none. `hold_loss` is the baseline's at as many computed steps, which is what `hold` has, bit for bit. `steps_worth`
-    is the baseline's steps for the trial's loss, missing where the baseline never gets there. `equivalents` counts the
-    trial's steps as computed ones, a jump at what it took. `target_ratio` is the baseline's steps over the equivalents
-    until the trial has its final loss. `numerics` are those of the trials, which may be older than the study's runs.
+    none. `hold_loss` is the baseline's at as many computed steps, which is what `hold` has, read between evaluations.
+    `steps_worth` is the baseline's steps for the trial's loss, missing where the baseline never gets there.
+    `equivalents` counts the trial's steps as computed ones, a jump at what it took. `target_ratio` is the baseline's
+    steps over the equivalents until the trial has its final loss. `numerics` are those of the trials, which may be
+    older than the study's runs, and `devices` what computed them.
     """
 
     trials: pd.DataFrame
     missing: list[str]
     numerics: frozenset[int] = frozenset()
+    devices: tuple[str, ...] = ()
 
     def of(self, prefix: str) -> pd.DataFrame:
         """Return the trials of all sweeps that begin with `prefix`; the rest of the name then tells them apart."""
@@ -75,7 +77,8 @@ def read_research(study: Study, outputs: Path | None = None) -> Research:
             rows.append(_row(name, run, facts["summary"]) | beside | {k: facts[k] for k in ALIKE})
     trials = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, "arm", "data", *ALIKE])
     refuse_mixture(trials)
-    return Research(with_baselines(trials[TRIAL_COLUMNS], evals), missing, frozenset(trials.numerics))
+    devices = tuple(trials.device.unique())
+    return Research(with_baselines(trials[TRIAL_COLUMNS], evals), missing, frozenset(trials.numerics), devices)
 
 
 def _row(sweep: str, run: Run, summary: dict[str, Any]) -> dict[str, Any]:

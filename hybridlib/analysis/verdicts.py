@@ -10,6 +10,7 @@ from hybridlib.analysis import statistics
 from hybridlib.analysis.effects import METRICS
 from hybridlib.analysis.load import Records
 from hybridlib.analysis.measured import FAIL, INCONCLUSIVE, PASS, CriterionVerdict, PartVerdict
+from hybridlib.analysis.wording import listed
 from hybridlib.analysis.yardsticks import judge_peers, judge_worth, table
 from hybridlib.study.records import PHASES, RunFolder
 
@@ -89,6 +90,8 @@ def _scales(records: Records, rule: r.ScalesRule) -> CriterionVerdict:
     whole = [all(found["summary"]["phase_share"].get(phase) for phase in PHASES) for found in facts]
     good = sum(math.isfinite(loss) and phases for loss, phases in zip(losses, whole))
     why = f"{good} of {len(facts)} runs of {rule.study} went through all phases with a finite loss."
+    if len(records.runs) and (others := sorted({found["numerics"] for found in facts} - {*records.runs.numerics})):
+        why += f" They were made under NUMERICS {listed(others)}, not that of this study's runs."
     return CriterionVerdict.counted(PASS if good == len(facts) else FAIL, good, f"of {len(facts)} runs", why)
 
 

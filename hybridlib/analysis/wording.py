@@ -41,11 +41,16 @@ def _spaced(unit: str) -> str:
 
 
 def estimate(effect: Effect, unit: str) -> str:
-    """Return `effect` in `unit` with its interval, `2.13× [2.10, 2.17]`. The interval's width decides the decimals."""
+    """Return `effect` in `unit` with its interval, `2.13× [2.10, 2.17]`.
+
+    The interval's width decides the decimals; a lower end above 0 gets up to two more, so that it is not written as 0.
+    """
     width = effect.high - effect.low
     if not (math.isfinite(width) and width > 0):
         return with_unit(effect.value, unit)
     decimals = sensible_decimals(effect.value, width / 2, 4)
+    if effect.low > 0 and not float(fixed(effect.low, decimals)):  # a ratio of 0 would say "never"
+        decimals = min(decimals + 2, -math.floor(math.log10(effect.low)))
     value, low, high = (fixed(x, decimals) for x in effect[:3])
     return f"{value}{_spaced(unit)} [{low}, {high}]"
 

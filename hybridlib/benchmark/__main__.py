@@ -17,10 +17,12 @@ from rich.table import Table
 from hybridlib.benchmark.machine import facts
 from hybridlib.benchmark.measure import at_size, climb, grow
 from hybridlib.benchmark.side_by_side import alone
+from hybridlib.study import arguments
 from hybridlib.study.parameters import OUTPUTS, load_study
 from hybridlib.study.progress_line import replace_unknown_characters
 from hybridlib.study.schema import Study
 from hybridlib.study.storage import write_atomically
+from hybridlib.training.assemble import pick_device
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -29,14 +31,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command with the arguments `argv`, by default the process's, and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m hybridlib.benchmark", description=__doc__.split("\n")[0])
     parser.add_argument("--study", default="cpu", metavar="NAME|FILE")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda:N")
+    parser.add_argument("--device", default="auto", type=arguments.device, metavar=arguments.DEVICES)
     parser.add_argument("--larger", default="gpt2-small", metavar="NAME|FILE", help="a study whose size to measure too")
     parser.add_argument("--rounds", type=int, help="blocks of each contender")
     args = parser.parse_args(argv)
     replace_unknown_characters()
     try:
         studies = [load_study(name) for name in dict.fromkeys((args.study, args.larger))]
-    except ValueError as error:  # ParameterError is one
+        pick_device(args.device, 1)
+    except ValueError as error:  # ParameterError is one, and a device that is not there says it so
         print(error, file=sys.stderr)
         return 2
     folder, tables = OUTPUTS / studies[0].study / "results", {}

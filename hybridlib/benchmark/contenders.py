@@ -100,7 +100,7 @@ class Hybrid:
         cycles = max(1, round(steps / (cycle.full + cycle.correct))) if cycle else 0
         self.nominal_steps = cycles * cycle_steps(work.run) if cycle else steps
         self.trainer = make_trainer(work.run, work.device)
-        self.trainer.snapshot_every = math.inf  # after the first: what all arms do is no cost of a predicted step
+        self.trainer.snapshot_every = math.inf  # none at all: what all arms do is no cost of a predicted step
         self.folder = tempfile.TemporaryDirectory()
         self.records = RunFolder(Path(self.folder.name))
         self.nominal_s: list[float] = []  # seconds of a nominal step, a value a block

@@ -11,18 +11,19 @@ import pandas as pd
 
 from hybridlib.benchmark.contenders import Hybrid, Workload
 from hybridlib.benchmark.side_by_side import alone, in_turns
+from hybridlib.study import arguments
 from hybridlib.study.parameters import OUTPUTS, ParameterError, load_study
 from hybridlib.study.schema import Study
 from hybridlib.study.storage import write_atomically
 from hybridlib.study.sweeps import COMPARED, path, sweeps
-from hybridlib.training.assemble import subnormals_as_zero
+from hybridlib.training.assemble import pick_device, subnormals_as_zero
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with the arguments `argv`, by default the process's, and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m hybridlib.benchmark.peers", description=__doc__.split("\n")[0])
     parser.add_argument("--study", default="cpu", metavar="NAME|FILE")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda:N")
+    parser.add_argument("--device", default="auto", type=arguments.device, metavar=arguments.DEVICES)
     parser.add_argument("--rounds", type=int, help="blocks of each arm")
     parser.add_argument("--to", default="hybrid_tuned", metavar="ARM", help="whose time the others have")
     args = parser.parse_args(argv)
@@ -31,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         arms = compared(study)
         if args.to not in arms:
             raise ParameterError(f"{path(study)}: no sweep {COMPARED}* compares an arm {args.to!r}: {', '.join(arms)}")
-    except ValueError as error:  # ParameterError is one
+        pick_device(args.device, 1)
+    except ValueError as error:  # ParameterError is one, and a device that is not there says it so
         print(error, file=sys.stderr)
         return 2
     found = alone(measure, study, arms, args.device, args.rounds or study.timing.rounds, study.timing.real_steps)

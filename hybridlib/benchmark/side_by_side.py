@@ -1,6 +1,7 @@
 """Contenders timed in turns, so that a slow minute of the machine cancels out; work in a process of its own."""
 
 import multiprocessing
+import os
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+
+from hybridlib.study.provenance import end_with
 
 Block = Callable[[], list[float]]  # does the work some times over, and returns the seconds of each
 
@@ -69,5 +72,6 @@ def ratio(times: pd.DataFrame, of: str, to: str) -> Spread:
 
 def alone(work: Callable[..., Any], *given: Any) -> Any:
     """Return what `work` returns for the arguments `given`, or raise what it raises, in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    fresh = dict(mp_context=multiprocessing.get_context("spawn"), initializer=end_with, initargs=(os.getpid(),))
+    with ProcessPoolExecutor(1, **fresh) as pool:
         return pool.submit(work, *given).result()

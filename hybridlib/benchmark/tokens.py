@@ -12,6 +12,7 @@ import pandas as pd
 
 from hybridlib.benchmark.contenders import Hybrid, Workload, cycle_steps
 from hybridlib.benchmark.side_by_side import alone, in_turns
+from hybridlib.study import arguments
 from hybridlib.study.parameters import OUTPUTS, load_study
 from hybridlib.study.run import Run
 from hybridlib.study.schema import Study
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command with the arguments `argv`, by default the process's, and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m hybridlib.benchmark.tokens", description=__doc__.split("\n")[0])
     parser.add_argument("--study", default="cpu", metavar="NAME|FILE")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda:N")
+    parser.add_argument("--device", default="auto", type=arguments.device, metavar=arguments.DEVICES)
     parser.add_argument("--larger", default="gpt2-small", metavar="NAME|FILE", help="a study whose size to measure too")
     parser.add_argument("--most", type=int, default=TOKENS[-1], help="tokens a step")
     parser.add_argument("--most-larger", type=int, default=1024, help="tokens a step at the larger size")

@@ -22,7 +22,7 @@ class DivergenceMonitor:
     in a row are the weights' fault, and weights do not recover by themselves: `roll_back`.
 
     Args:
-        window_steps: computed steps over which losses and gradient norms are averaged, at least 2.
+        window_steps: computed steps over which losses and gradient norms are averaged, at least `MIN_LOSSES`.
         sigmas: how many standard deviations about their trend a loss may lie above that mean, above 0.
         floor_nats: how far it may lie above the mean in any case, above 0.
         gradient_factor: how many times larger or smaller than its mean a gradient norm may be, above 1.

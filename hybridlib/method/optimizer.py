@@ -107,8 +107,8 @@ class HybridOptimizer(WrappingOptimizer):
             self.skip()
         elif unscaled(self):
             self.update(closure)
-            if self.phase is Phase.PREDICT:
-                self.jump()
+        if self.phase is Phase.PREDICT:
+            self.jump()
         return found
 
     def looking_ahead(self) -> AbstractContextManager[None]:

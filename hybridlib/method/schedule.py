@@ -60,7 +60,7 @@ class PhaseSchedule:
         predict: predicted steps, at least 0.
         correct: computed steps after a jump, at least 0.
         total: of the run, at least 1.
-        until: the share of `total` after which no Predict begins, in (0, 1].
+        until: the share of `total` after which no Predict begins before `total`, in (0, 1].
 
     Raises:
         ValueError: for a length out of its range.

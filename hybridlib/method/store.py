@@ -56,11 +56,11 @@ class TensorStore:
     pickled: the copy has a file of its own.
 
     Args:
-        folder: where the file takes its room; the system's folder for temporary files by default.
+        folder: where the file takes its room; by default the system's folder for temporary files, a copy's own there.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = Path(folder or tempfile.gettempdir())
+        self.given, self.folder = folder, Path(folder or tempfile.gettempdir())
         self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 (open as long as the store lives)
         self._end = 0
         self._kept: dict[str, Tensor | Slot] = {}
@@ -86,7 +86,8 @@ class TensorStore:
         data = _bytes(tensor.cpu().contiguous())
         with _room_told(self.folder, kept.nbytes):
             for at in range(0, kept.nbytes, PIECE_BYTES):
-                _whole(os.pwrite(self._file.fileno(), data[at : at + PIECE_BYTES], kept.offset + at), data[at:])
+                done_bytes = os.pwrite(self._file.fileno(), data[at : at + PIECE_BYTES], kept.offset + at)
+                _whole(done_bytes, data[at:], errno.ENOSPC)
 
     def read(self, name: str, out: Tensor, rows: slice | None = None) -> None:
         """Copy the tensor kept as `name`, or its `rows`, into `out`; raise `KeyError` for an unknown name.
@@ -139,7 +140,7 @@ class TensorStore:
         self._file.truncate(0)
 
     def __getstate__(self) -> dict[str, Any]:
-        return dict(folder=self.folder, tensors={name: self.get(name) for name in self._kept})
+        return dict(folder=self.given, tensors={name: self.get(name) for name in self._kept})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["folder"])
@@ -154,7 +155,8 @@ class TensorStore:
         """Return `out`, contiguous on the host and as large as `slot`, with what lies there."""
         data = _bytes(out)
         for at in range(0, slot.nbytes, PIECE_BYTES):
-            _whole(os.preadv(self._file.fileno(), [data[at : at + PIECE_BYTES]], slot.offset + at), data[at:])
+            done_bytes = os.preadv(self._file.fileno(), [data[at : at + PIECE_BYTES]], slot.offset + at)
+            _whole(done_bytes, data[at:], errno.EIO)
         return out
 
     def _room_for(self, tensor: Tensor) -> Tensor | Slot:
@@ -182,7 +184,7 @@ def _bytes(tensor: Tensor) -> np.ndarray:
     return tensor.view(-1).view(torch.uint8).numpy()
 
 
-def _whole(done_bytes: int, data: np.ndarray) -> None:
-    """Raise `OSError` for a write or read that did only a part: a file system that is full says nothing."""
+def _whole(done_bytes: int, data: np.ndarray, why: int) -> None:
+    """Raise the `OSError` of number `why` for a write or read that did a part: a full file system says nothing."""
     if done_bytes != min(len(data), PIECE_BYTES):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(why, os.strerror(why))

@@ -1,6 +1,7 @@
 """Work that goes on in a process of its own, which ends with this one: a run without a notebook, or a module."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -21,14 +22,7 @@ def train_alone(run: Run, device: str, environment: Mapping[str, str] = os.envir
     command = [sys.executable, "-m", "hybridlib.training.experiment", run.model_dump_json(), device, str(os.getpid())]
     options = dict(stderr=subprocess.PIPE, encoding="utf-8", errors="replace", start_new_session=True, env=environment)
     with subprocess.Popen(command, **options) as process:
-        try:
-            _, said = process.communicate()
-        except KeyboardInterrupt:
-            process.terminate()  # it makes a checkpoint
-            with suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=PATIENCE_S)
-            process.kill()
-            raise
+        said = said_by(process)
     if process.returncode:
         raise CannotTrain(f"{run.id} could not be trained: {(said.strip().splitlines() or [process.returncode])[-1]}")
 
@@ -36,4 +30,32 @@ def train_alone(run: Run, device: str, environment: Mapping[str, str] = os.envir
 def beside(module: str, *options: str) -> int:
     """Run a `module` of hybridlib with `options` in a process that ends with this one; return its exit status."""
     me, command = os.getpid(), [sys.executable, "-m", f"hybridlib.{module}", *options]
-    return subprocess.run(command, preexec_fn=lambda: end_with(me)).returncode
+    guarded = dict(preexec_fn=lambda: end_with(me), start_new_session=True)
+    with subprocess.Popen(command, **guarded) as process:
+        said_by(process)
+    return process.returncode
+
+
+def said_by(process: subprocess.Popen) -> str | None:
+    """Wait for `process`, and return what it wrote to a pipe as stderr.
+
+    On `KeyboardInterrupt` tell it to end, which takes a checkpoint, and kill it when PATIENCE_S have passed.
+    """
+    try:
+        return process.communicate()[1]
+    except KeyboardInterrupt:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=PATIENCE_S)
+        process.kill()
+        raise
+
+
+def interrupt_at_signals() -> None:
+    """Have SIGINT and SIGTERM raise `KeyboardInterrupt`; its argument is the number of the signal."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from hybridlib.method.guards import MIN_LOSSES
 from hybridlib.method.settings import defined_twice, instead, no_predictor, predictor_settings, problem
 
 
@@ -41,8 +42,8 @@ class Strict(BaseModel):
 class Schedule(Strict):
     """Lengths of the phases in nominal steps: `warmup` once, then cycles of `full`, `predict`, `correct`.
 
-    With `predict` 0 nothing is skipped: that is for a predictor that looks ahead at every step. No Predict begins after
-    the share `until` of the run.
+    With `predict` 0 nothing is skipped: that is for a predictor that looks ahead at every step. After the share `until`
+    of the run no Predict begins, until its nominal end.
     """
 
     warmup: int = Field(default=10, ge=0)
@@ -116,7 +117,7 @@ class Guards(Strict):
     """
 
     jump_margin_nats: float = Field(default=4.0, gt=0)
-    window_steps: int = Field(default=50, ge=2)
+    window_steps: int = Field(default=50, ge=MIN_LOSSES)
     sigmas: float = Field(default=6.0, gt=0)
     floor_nats: float = Field(default=0.5, gt=0)
     gradient_factor: float = Field(default=1000.0, gt=1)

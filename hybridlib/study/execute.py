@@ -28,7 +28,7 @@ from hybridlib.study.alone import PATIENCE_S
 from hybridlib.study.chapters import source, stamp
 from hybridlib.study.plan import PIPELINE, Job
 from hybridlib.study.provenance import ROOT, from_root
-from hybridlib.study.storage import part_of, remove_checkpoints, writing
+from hybridlib.study.storage import locked, part_of, remove_checkpoints, writing
 
 
 class Kernel(AsyncKernelManager):
@@ -177,8 +177,9 @@ def tidy(job: Job, study: str) -> None:
 
 
 def forget(job: Job, study: str) -> None:
-    """Delete what `job` made in `study`, so that it starts from nothing."""
-    if job.run:
-        shutil.rmtree(progress.run_folder(job.run), ignore_errors=True)
-    else:
+    """Delete what `job` made in `study`, so that it starts from nothing. Raise `InUse` while a process trains it."""
+    if not job.run:
         executed(job, study).unlink(missing_ok=True)
+    elif (folder := progress.run_folder(job.run)).exists():
+        with locked(folder, "deletes it"):
+            shutil.rmtree(folder)

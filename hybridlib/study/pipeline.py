@@ -103,7 +103,7 @@ class Pipeline:
         file, rows = OUTPUTS / self.study.study / "results" / "pipeline.csv", []
         earlier = self._earlier(file)
         for job in plan(self.study, self.name, only=stages, full=self.full):
-            outcome = self.outcomes.get(job.name) or self._from_records(job, earlier.get(job.name, {}))
+            outcome = self._outcome(job, earlier.get(job.name, {}))
             rows.append(dict(zip(COLUMNS, (job.name, job.stage, *outcome))))
         table = pd.DataFrame(rows, columns=COLUMNS)
         write_atomically(file, table.to_csv(index=False))
@@ -123,9 +123,10 @@ class Pipeline:
                 say(escape(str(folder / name)))
         for job in jobs:
             tidy(job, self.study.study)
-        wrong = [job for job in jobs if outcome.status[job.name] != "complete"]
+        status = {job.name: self._outcome(job, {})[0] for job in jobs} | outcome.status.to_dict()
+        wrong = [job for job in jobs if status[job.name] != "complete"]
         for job in wrong:
-            say(f"[red]{outcome.status[job.name]}: {job.name}[/]")
+            say(f"[red]{status[job.name]}: {job.name}[/]")
         say(f"{len(jobs) - len(wrong)} of {len(jobs)} jobs complete, {duration(seconds)}.")
         return 1 if wrong else 0
 
@@ -140,8 +141,10 @@ class Pipeline:
             return {}
         return {row["job"]: row for row in table.to_dict("records")}
 
-    def _from_records(self, job: Job, was: dict) -> tuple[str, float | str, str]:
-        """Return the outcome of a job that this start did not execute, given what it `was` in an earlier one."""
+    def _outcome(self, job: Job, was: dict) -> tuple[str, float | str, str]:
+        """Return what became of `job`: in this start or, where that did not execute it, by what it `was` before."""
+        if job.name in self.outcomes:
+            return self.outcomes[job.name]
         found = job_state(job, self.study.study)
         if found in (*WHOLE, "reads"):  # a chapter that reads was executed by an earlier start
             return "complete", was.get("seconds", ""), ""

@@ -12,14 +12,13 @@ from pydantic import ValidationError
 from hybridlib.study import provenance
 from hybridlib.study.parameters import OUTPUTS, faults
 from hybridlib.study.records import PHASES, RunFolder
-from hybridlib.study.run import Run
+from hybridlib.study.run import UNTIMED_STEPS, Run
 from hybridlib.training import NUMERICS
 
 RunState = Literal["missing", "partial", "damaged", "stale", "extendable", "complete"]
 WHOLE = ("complete", "extendable")  # states of a run whose records can be read
 UNUSED = {"study", "about", "role", "keep_weights"}  # of a run: no number in its records depends on them
 TENTHS = 10  # of a run's computed steps, by which its pace is judged
-UNTIMED_STEPS = 3  # a run's first steps are off the clock: lazy initialisation, allocation, caches
 
 
 def run_folder(run: Run) -> Path:

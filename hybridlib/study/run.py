@@ -14,6 +14,7 @@ PRESETS = {
 }
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$", max_length=100)]  # leads out of no folder
+UNTIMED_STEPS = 3  # a run's first steps are off the clock: lazy initialisation, allocation, caches
 LEAST_VOCAB = 257  # of a byte-level tokenizer: all bytes, and one more
 HELD_OUT_SEED = 0x4E1D  # takes a seed's place for held-out batches, which are the same for every run
 
@@ -120,6 +121,8 @@ class Run(Shape, Arm):
             raise ValueError(f"vocab_size {self.model.vocab_size} is too small for text: at least {LEAST_VOCAB}")
         if self.schedule and self.schedule.warmup >= self.steps:
             raise ValueError(f"schedule.warmup {self.schedule.warmup} leaves nothing of the {self.steps} steps")
+        if self.steps <= UNTIMED_STEPS:
+            raise ValueError(f"steps {self.steps} leaves nothing to time: the first {UNTIMED_STEPS} are off the clock")
         if self.fault and self.fault.step > self.steps:
             raise ValueError(f"fault.step {self.fault.step} lies beyond the {self.steps} steps: it would never happen")
         return self

@@ -117,11 +117,16 @@ def table(study: Study, name: str) -> Path:
 def tried(study: Study, name: str, search: Search) -> pd.DataFrame:
     """Return the trials so far of `search`, called `name` in `study`.
 
-    Columns `trial`, the settings, `loss_<seed>`, and their mean `loss`.
+    Columns `trial`, the settings, `loss_<seed>`, and their mean `loss`. Raise `ParameterError` where the table lacks
+    a setting or a seed of the search.
     """
     losses = [f"loss_{seed}" for seed in search.seeds]
     file = table(study, name)
     found = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["trial", *search.ranges, *losses])
+    if lacking := sorted({"trial", *search.ranges, *losses} - set(found)):
+        raise ParameterError(
+            f"{file} has no column {lacking[0]}: it is of another search {name!r} than {path(study)} has; move it away"
+        )
     return found.assign(loss=found[losses].mean(axis=1))
 
 

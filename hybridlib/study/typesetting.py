@@ -40,16 +40,20 @@ def typeset(folder: Path, tex: str, written: datetime) -> None:
     command, times = TEX[engine]
     clock = {"SOURCE_DATE_EPOCH": f"{written.timestamp():.0f}", "FORCE_SOURCE_DATE": "1"}
     environment = os.environ | clock | {"max_print_line": "10000"}
-    with tempfile.TemporaryDirectory() as name:
-        made = Path(name)
-        (made / "report.tex").write_text(tex, encoding="utf-8")
-        (made / "shown").symlink_to((folder / "shown").resolve())
-        for _ in range(times):
-            done = subprocess.run(command, cwd=made, env=environment, capture_output=True)
-            if done.returncode:
-                raise ExportFailed(f"report.pdf was not made: LaTeX says\n{tex_errors(done.stdout + done.stderr)}")
-        log, aux = ((made / f"report.{kind}").read_text(encoding="utf-8", errors="replace") for kind in ("log", "aux"))
-        write_atomically(folder / "report.pdf", (made / "report.pdf").read_bytes())
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            made = Path(name)
+            (made / "report.tex").write_text(tex, encoding="utf-8")
+            (made / "shown").symlink_to((folder / "shown").resolve())
+            for _ in range(times):
+                done = subprocess.run(command, cwd=made, env=environment, capture_output=True)
+                if done.returncode:
+                    raise ExportFailed(f"report.pdf was not made: LaTeX says\n{tex_errors(done.stdout + done.stderr)}")
+            log, aux = (made.joinpath(f"report.{kind}").read_text("utf-8", "replace") for kind in ("log", "aux"))
+            pdf = (made / "report.pdf").read_bytes()
+    except OSError as error:  # as where the folder for temporary files is full
+        raise ExportFailed(f"report.pdf was not made: {error}") from None
+    write_atomically(folder / "report.pdf", pdf)
     if lost := sorted(set(re.findall(r"Missing character: There is no (\S+)", log))):
         raise ExportFailed(f"report.pdf lacks characters that its fonts don't have: {' '.join(lost)}")
     if wrong := overfull(log, aux, tex) + too_small(log):

@@ -37,7 +37,10 @@ def pick_device(name: str, threads: int) -> torch.device:
         name = "cuda:0" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {name}: this machine has no usable CUDA GPU; use cpu or auto")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name}: this machine's last CUDA GPU is cuda:{torch.cuda.device_count() - 1}")
+    return device
 
 
 @contextmanager

@@ -7,18 +7,20 @@ import warnings
 from functools import partial
 from typing import Any
 
+import torch
+
 from hybridlib.method.schedule import Phase, PhaseState
 from hybridlib.study import progress, provenance
-from hybridlib.study.progress import UNTIMED_STEPS, summarise
+from hybridlib.study.progress import summarise
 from hybridlib.study.records import EvalRecord, RunFolder
-from hybridlib.study.run import Run
+from hybridlib.study.run import UNTIMED_STEPS, Run
 from hybridlib.study.storage import locked
 from hybridlib.training.assemble import device_name, make_trainer, pick_device, subnormals_as_zero, warm_up_kernels
 from hybridlib.training.checkpoint import CheckpointFile, State
 from hybridlib.training.data import DataSource, open_source
 from hybridlib.training.faults import install
 from hybridlib.training.loss import Batch, held_out_loss
-from hybridlib.training.meter import Meter, Preemption, give_back, nvml_used_mb
+from hybridlib.training.meter import Meter, Preemption, give_back, nvml_used_mb, ran_out_of_memory
 from hybridlib.training.models import weights_sha256
 from hybridlib.training.optimizers import set_learning_rate
 from hybridlib.training.trainer import HybridTrainer
@@ -43,6 +45,7 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
             warnings.warn(f"{shown}: {said}; the run is trained again", stacklevel=2)
         device = pick_device(device_choice, run.threads)
         about = dict(started_at=provenance.now(), device=device_name(device, run.threads))
+        made_by = dict(code=provenance.code(), versions=provenance.versions())  # as they are now, not at the end
         warm_up_kernels(run, device)
         source = open_source(run.source, run.model.vocab_size, run.batch_size, run.seq_len)
         give_back()
@@ -74,6 +77,8 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
             try:
                 trainer.load_state_dict(saved["state"])
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                if ran_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
+                    raise  # the device's fault, not the checkpoint's
                 set_aside(f"other code made its checkpoint ({error!r}): ")
                 saved, trainer = None, new_trainer()
             else:
@@ -87,9 +92,8 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
         loop.until(run.steps)
         loop.extend()
         facts = dict(study=run.study, arm=run.arm, role=run.role, data=run.data, seed=run.seed)
-        facts |= dict(parameters=run.model_dump(), floor_nats=source.floor_nats, code=provenance.code()) | about
+        facts |= dict(parameters=run.model_dump(), floor_nats=source.floor_nats) | made_by | about
         facts |= dict(
-            versions=provenance.versions(),
             interpreter=provenance.interpreter(),
             ended_at=provenance.now(),
             resumed=resumed,

@@ -62,7 +62,7 @@ def _status_mb(key: str) -> float:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0.0
-    return next(int(line.split()[1]) * 1024 / MB for line in lines if line.startswith(key + ":"))
+    return next((int(line.split()[1]) * 1024 / MB for line in lines if line.startswith(key + ":")), 0.0)
 
 
 def nvml_used_mb(device: torch.device) -> float | None:

@@ -12,12 +12,14 @@ import distributed
 from rich.console import Console
 from rich.markup import escape
 
-from hybridlib.study import progress
+from hybridlib.study import arguments, progress
+from hybridlib.study.alone import interrupt_at_signals
 from hybridlib.study.cluster.blocks import NoCluster, Task, block_of
 from hybridlib.study.cluster.connect import workers_of
 from hybridlib.study.cluster.crew import Crew
 from hybridlib.study.cluster.order import Orders
 from hybridlib.study.parameters import load_study
+from hybridlib.study.plan import Job, estimated_s
 from hybridlib.study.progress_line import replace_unknown_characters
 from hybridlib.study.run import Run
 from hybridlib.study.sweeps import chosen, path, runs, sweeps
@@ -30,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--study", default="cpu", metavar="NAME")
     parser.add_argument("--sweeps", nargs="+", default=[], metavar="SWEEP", help="these alone")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count(), help="trials side by side")
-    parser.add_argument("--device", default="cpu", metavar="auto|cpu|cuda:N")
+    parser.add_argument("--device", default="cpu", type=arguments.device, metavar=arguments.DEVICES)
     parser.add_argument("--dry-run", action="store_true", help="print what is to be trained and stop")
     parser.add_argument("--scheduler", metavar="ADDRESS|FILE", help="train on the workers of this Dask cluster")
     args = parser.parse_args(argv)
@@ -57,12 +59,16 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(error)
         return 1
+    interrupt_at_signals()
     try:
         with workers_of(args.scheduler, min(args.workers, len(todo))) as client:
             return 1 if train_side_by_side(client, todo, args.device) else 0
     except NoCluster as error:
         print(error)
         return 1
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.")
+        return 130
 
 
 def train_side_by_side(client: distributed.Client, todo: list[Run], device: str = "cpu") -> int:
@@ -71,7 +77,9 @@ def train_side_by_side(client: distributed.Client, todo: list[Run], device: str 
     Print and count those that fail. Raise `NoCluster`.
     """
     console, failed = Console(highlight=False, soft_wrap=True), []
-    blocks = [block_of(run.id, [Task(run, None, run.steps)], group=f"seed {run.seed}") for run in todo]
+    seconds = [estimated_s(Job("", run.id, {}, run), {}) for run in todo]
+    tasks = [Task(run, None, takes_s) for run, takes_s in zip(todo, seconds)]
+    blocks = [block_of(task.run.id, [task], group=f"seed {task.run.seed}") for task in tasks]
 
     def ended(task: Task, message: str, seconds: float) -> bool:
         if message:

@@ -17,7 +17,8 @@ import optuna
 import pandas as pd
 from torch.quasirandom import SobolEngine
 
-from hybridlib.study import progress
+from hybridlib.study import arguments, progress
+from hybridlib.study.alone import CannotTrain, interrupt_at_signals
 from hybridlib.study.cluster.blocks import NoCluster
 from hybridlib.study.cluster.connect import workers_of
 from hybridlib.study.parameters import load_study
@@ -36,10 +37,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--study", default="cpu", metavar="NAME")
     parser.add_argument("--searches", nargs="+", default=[], metavar="SEARCH", help="these alone")
     parser.add_argument("--trials", type=int, help="stop a search after so many, in all")
-    parser.add_argument("--device", default="cpu", metavar="auto|cpu|cuda:N")
+    parser.add_argument("--device", default="cpu", type=arguments.device, metavar=arguments.DEVICES)
     parser.add_argument("--scheduler", metavar="ADDRESS|FILE", help="train on the workers of this Dask cluster")
     args = parser.parse_args(argv)
     replace_unknown_characters()
+    interrupt_at_signals()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = load_study(args.study)
@@ -52,9 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:  # ParameterError is one
         print(error, file=sys.stderr)
         return 2
-    except NoCluster as error:
+    except (NoCluster, CannotTrain) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.")
+        return 130
     print("\n".join(edges), file=sys.stderr, end="\n" * bool(edges))
     return 1 if edges else 0
 
@@ -64,7 +69,7 @@ def tune(
 ) -> list[str]:
     """Go on with the `search` of `study`, called `name`, up to `trials`; return where its best lies at an edge.
 
-    Its runs are trained on `device`, of the workers of the Dask `scheduler` if there is one. Raises `RuntimeError`
+    Its runs are trained on `device`, of the workers of the Dask `scheduler` if there is one. Raises `CannotTrain`
     where one could not be, and `NoCluster`.
     """
     if len(rows := tried(study, name, search)) < trials:
@@ -87,14 +92,14 @@ def add_trial(
 ) -> pd.DataFrame:
     """Train the trial of `search`, called `name`, of `study` that follows `rows`, and return them with it, as kept.
 
-    The workers of `client` train its runs on `device`; there are to be `trials`. Raises `RuntimeError` where one could
+    The workers of `client` train its runs on `device`; there are to be `trials`. Raises `CannotTrain` where one could
     not be.
     """
     point = propose(search, rows)
     runs = trial(study, name, search, len(rows), point)
     todo = [run for run in runs if progress.run_state(run) != "complete"]
     if train_side_by_side(client, todo, device):
-        raise RuntimeError(f"{name}: a run of trial {len(rows)} failed; its settings are {point}")
+        raise CannotTrain(f"{name}: a run of trial {len(rows)} failed; its settings are {point}")
     losses = {f"loss_{run.seed}": loss_of(RunFolder(progress.run_folder(run)).facts) for run in runs}
     row = pd.DataFrame([dict(trial=len(rows)) | point | losses])
     kept = rows.drop(columns="loss")

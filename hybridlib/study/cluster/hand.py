@@ -32,11 +32,13 @@ class About(BaseModel):
     def gpu_for(self, device: str, taken: list[str]) -> str:
         """Return the number of the GPU that this worker is given: none if it has but one, or `device` names one.
 
-        `taken` are those of the other workers of its host. Raise `ValueError` where none is left, or where it has none
-        and `device` is one.
+        `taken` are those of the other workers of its host. Raise `ValueError` where none is left, or where it has not
+        the one that `device` names.
         """
         if device.startswith("cuda") and not self.gpus:
             raise ValueError(f"--device {device}: it has no GPU")
+        if int(device.partition(":")[2] or 0) >= max(len(self.gpus), 1):
+            raise ValueError(f"--device {device}: its last GPU is cuda:{len(self.gpus) - 1}")
         count = len(self.gpus) if device == "auto" else 0
         free = [str(at) for at in range(count) if str(at) not in taken]
         if count > 1 and not free:
@@ -48,7 +50,7 @@ class About(BaseModel):
         if device == "cpu" or not self.gpus:
             return Machine(f"cpu: {self.processor}", self.host)
         at = int(gpu or device.partition(":")[2] or 0)
-        return Machine(f"cuda: {self.gpus[min(at, len(self.gpus) - 1)]}", self.host)
+        return Machine(f"cuda: {self.gpus[at]}", self.host)
 
 
 @dataclass(eq=False)

@@ -44,5 +44,5 @@ def study_here(asked: dict[str, Any], run: Run) -> str:
     except ValueError:  # no such study here, or another one
         pass
     file = worker.own_place(asked["token"]) / f"{run.study}.yaml"
-    write_atomically(file, json.dumps(asked["study"]))
+    write_atomically(file, json.dumps(asked["study"], ensure_ascii=False))
     return str(file)

@@ -80,7 +80,7 @@ def text_sha256(path: str) -> str:
     base, digest = ROOT / path, hashlib.sha256()
     files = [base] if base.is_file() else sorted(file for file in base.rglob("*") if file.is_file())
     for file in files:
-        digest.update(str(file.relative_to(base)).encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        digest.update(os.fsencode(file.relative_to(base)) + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest() if files else ""
 
 
@@ -114,14 +114,14 @@ def work(order: str, how: Callable[[dict[str, Any], Run, Path], str] = train_alo
         if (here := text_sha256(path)) != sha256:
             return Outcome(refused=f"its text {path!r} {'is another' if here else 'is not there'}").model_dump()
     shared, folder = place == Path(asked["outputs"]), place / run.study / "runs" / run.id
-    if asked["fresh"] and not shared:
-        shutil.rmtree(folder, ignore_errors=True)
     with environment(asked, place), reported(run, folder), stopped_when_cancelled() as stopping:
         try:
             for name, files in asked["beside"].items() if not shared else ():
                 for file, content in files.items():
                     write_atomically(folder.with_name(name) / file, content)
             wait_for_another(folder, stopping)
+            if asked["fresh"] and not shared:
+                shutil.rmtree(folder, ignore_errors=True)
             found.warnings = how(asked, run, folder).replace(str(from_root(place)), asked["shown"])
         except (CannotTrain, StorageError, InUse) as error:
             found.message = str(error).replace(str(from_root(place)), asked["shown"])
