@@ -44,7 +44,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--arms", **names, metavar="ARM", help="train these arms alone")
     add("--data", **names, metavar="DATA", help="train on these data sources alone")
     add("--seeds", **names, type=int, metavar="SEED", help="train with these seeds alone")
-    full = "also what the study's plan marks `full: true`, and the sweeps of params/research/"
+    full = "also what the study's plan marks `full: true`, and the sweeps of params/research/, these on the CPU"
     add("--full", action="store_true", help=full)
     add("--dry-run", action="store_true", help="print the plan and stop")
     add("--force", action="store_true", help="delete what these jobs made before, records included, and start afresh")
@@ -157,7 +157,6 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
         if args.reproduce:
             agree = reproduce.reproduce(study, args.device, console)
         where = ["--scheduler", args.scheduler] if args.scheduler else []
-        where += ["--device", args.device] if args.device != "auto" else []
         research = args.full and "research" in (args.only or STAGES)
         if research and beside("training.trials", "--study", args.study, *where):
             console.print("[red]Some trials failed; the chapter of research names what is missing.[/]")

@@ -253,6 +253,6 @@ def test_where_the_study_trained_adamw_itself_its_own_seeds_say_how_far_the_hybr
     assert said.startswith(
         "AdamW alone, the best of 2 rates on the pilot seed, decayed for 410 computed steps, ends at"
     )
-    assert "`hybrid`, in fp32, ends" in said and "below it, lower in 3 of 3 seeds" in said
+    assert "`hybrid`, in fp32, ends" in said and "below AdamW, lower in 3 of 3 seeds" in said
     assert "`hybrid_tuned`, in fp32, ends" in said and "lower in 2 of 3 seeds" in said
-    assert said.count("its time.") == 2
+    assert said.count("AdamW's time.") == 2

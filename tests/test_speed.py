@@ -133,16 +133,15 @@ def test_offloading_is_timed_with_the_state_at_home_and_leaves_it_as_it_was(monk
     assert all(state["exp_avg"].numel() for state in lean.trainer.optimizer.state.values())
 
 
-def test_what_works_alone_ends_with_the_process_that_waits_for_it() -> None:
-    work = "import time; from hybridlib.benchmark.side_by_side import alone; alone(time.sleep, 600)"
+def test_what_works_alone_ends_with_the_process_that_waits_for_it(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    shell = ["sh", "-c", f"touch '{begun}'; exec sleep 600"]  # which the worker becomes
+    work = f"import os; from hybridlib.benchmark.side_by_side import alone; alone(os.execvp, 'sh', {shell!r})"
     with subprocess.Popen([sys.executable, "-c", work], stderr=subprocess.DEVNULL) as process:
-        until_s, workers = time.monotonic() + 60, []
-        while not workers and time.monotonic() < until_s:
-            below = psutil.Process(process.pid).children(recursive=True)
-            workers = [one for one in below if "spawn_main" in " ".join(one.cmdline())]
-            time.sleep(0.2)
-        while workers and workers[0].status() != psutil.STATUS_SLEEPING and time.monotonic() < until_s:
-            time.sleep(0.2)  # until it has read its modules, and sleeps as it was told
+        until_s = time.monotonic() + 60
+        while not begun.exists() and time.monotonic() < until_s:
+            time.sleep(0.1)
+        below = psutil.Process(process.pid).children(recursive=True)
         process.kill()
-    _, left = psutil.wait_procs(workers, timeout=30)
-    assert workers and not left
+    _, left = psutil.wait_procs(below, timeout=30)
+    assert begun.exists() and below and not left

@@ -83,6 +83,7 @@ def end(*_):
     open(sys.argv[1], "w").write("whole")
     sys.exit()
 signal.signal(signal.SIGTERM, end)
+time.sleep(1)  # by then who started it waits for it
 open(sys.argv[1] + ".begun", "w").close()
 time.sleep(60)
 """

@@ -110,7 +110,7 @@ def test_scaling_reads_the_other_study_where_it_is_asked_for(tmp_path, loss, ver
     RunFolder(run).finish(facts | {"numerics": NUMERICS - 1})
     assert judged(fake_study).verdict["C9"] == verdict
     fake_study.write("baseline", 1)
-    assert f"They were made under NUMERICS {NUMERICS - 1}, not" in judged(fake_study).why["C9"]
+    assert f"1 of them were made under NUMERICS {NUMERICS - 1}, not" in judged(fake_study).why["C9"]
     RunFolder(run).finish(facts | {"numerics": NUMERICS})
     assert "NUMERICS" not in judged(fake_study).why["C9"]
     assert "C9" not in judged(FakeStudy(tmp_path)).index, "no verdict is borrowed unasked"

@@ -90,8 +90,9 @@ def _scales(records: Records, rule: r.ScalesRule) -> CriterionVerdict:
     whole = [all(found["summary"]["phase_share"].get(phase) for phase in PHASES) for found in facts]
     good = sum(math.isfinite(loss) and phases for loss, phases in zip(losses, whole))
     why = f"{good} of {len(facts)} runs of {rule.study} went through all phases with a finite loss."
-    if len(records.runs) and (others := sorted({found["numerics"] for found in facts} - {*records.runs.numerics})):
-        why += f" They were made under NUMERICS {listed(others)}, not that of this study's runs."
+    others = [found["numerics"] for found in facts if found["numerics"] not in set(records.runs.numerics)]
+    if others and len(records.runs):
+        why += f" {len(others)} of them were made under NUMERICS {listed(sorted(set(others)))}, not that of this study."
     return CriterionVerdict.counted(PASS if good == len(facts) else FAIL, good, f"of {len(facts)} runs", why)
 
 

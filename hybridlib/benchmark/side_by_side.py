@@ -72,6 +72,11 @@ def ratio(times: pd.DataFrame, of: str, to: str) -> Spread:
 
 def alone(work: Callable[..., Any], *given: Any) -> Any:
     """Return what `work` returns for the arguments `given`, or raise what it raises, in a fresh process."""
-    fresh = dict(mp_context=multiprocessing.get_context("spawn"), initializer=end_with, initargs=(os.getpid(),))
+    fresh = dict(mp_context=multiprocessing.get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),))
     with ProcessPoolExecutor(1, **fresh) as pool:
         return pool.submit(work, *given).result()
+
+
+def _end_with(parent: int) -> None:
+    if not end_with(parent):
+        os._exit(1)  # the parent has ended, and nobody waits

@@ -26,6 +26,8 @@ from hybridlib.training.optimizers import set_learning_rate
 from hybridlib.training.trainer import HybridTrainer
 from hybridlib.training.weights import keep_weights
 
+DEVICE_ERROR = getattr(torch, "AcceleratorError", torch.OutOfMemoryError)  # older ones have no type for it
+
 
 def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
     """Train `run` to its end, on from its last checkpoint if there is one; return its `run.json`.
@@ -77,7 +79,7 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
             try:
                 trainer.load_state_dict(saved["state"])
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-                if ran_out_of_memory(error) or isinstance(error, torch.AcceleratorError):
+                if ran_out_of_memory(error) or isinstance(error, DEVICE_ERROR):
                     raise  # the device's fault, not the checkpoint's
                 set_aside(f"other code made its checkpoint ({error!r}): ")
                 saved, trainer = None, new_trainer()

@@ -120,8 +120,9 @@ def work(order: str, how: Callable[[dict[str, Any], Run, Path], str] = train_alo
                 for file, content in files.items():
                     write_atomically(folder.with_name(name) / file, content)
             wait_for_another(folder, stopping)
-            if asked["fresh"] and not shared:
-                shutil.rmtree(folder, ignore_errors=True)
+            if asked["fresh"] and not shared and folder.exists():
+                with locked(folder, "deletes it"):
+                    shutil.rmtree(folder)
             found.warnings = how(asked, run, folder).replace(str(from_root(place)), asked["shown"])
         except (CannotTrain, StorageError, InUse) as error:
             found.message = str(error).replace(str(from_root(place)), asked["shown"])
