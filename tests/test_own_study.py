@@ -115,7 +115,7 @@ def test_criteria_are_judged_on_the_source_that_the_study_names(tmp_path: Path, 
         fake.write("hybrid", seed, gap_nats=3.0 + 0.01 * seed, data="chain", floor_nats=1.0, corpus_sha256="chain")
     judged = judge_criteria(read_records(fake.name, fake.outputs), read_rules()).set_index("criterion")
     assert judged.verdict["C3"] == (PASS if judged_on == "prose" else "FAIL"), judged.why["C3"]
-    assert f"on {judged_on} is" in judged.why["C3"]
+    assert f"on {judged_on}: " in judged.why["C3"] and "% is asked for" in judged.why["C3"]
 
 
 def test_without_a_baseline_the_reason_is_said_of_each_criterion_that_compares(tmp_path: Path) -> None:
@@ -175,7 +175,8 @@ def test_its_report_answers_on_its_own_source(trained) -> None:
     results = json.loads((folder / "results.json").read_text())
     assert set(results["arms"]) == {f"prose/{arm}" for arm in ("baseline", "hybrid", "hold")}
     assert not [name for name, found in results["criteria"].items() if "on text" in found["why"]]
-    judged = [name for name in ("C2", "C3", "C5", "C6") if "on prose is" in results["criteria"][name]["why"]]
+    whys = {name: results["criteria"][name]["why"] for name in ("C2", "C3", "C5", "C6")}
+    judged = [name for name, why in whys.items() if "on prose: " in why and "is asked for" in why]
     assert "C2" in judged and "C5" in judged, "they have an estimate"
     assert results["criteria"]["C1"]["verdict"] == results["criteria"]["C8"]["verdict"] == PASS
 

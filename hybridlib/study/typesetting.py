@@ -49,7 +49,8 @@ def typeset(folder: Path, tex: str, written: datetime) -> None:
                 done = subprocess.run(command, cwd=made, env=environment, capture_output=True)
                 if done.returncode:
                     raise ExportFailed(f"report.pdf was not made: LaTeX says\n{tex_errors(done.stdout + done.stderr)}")
-            log, aux = (made.joinpath(f"report.{kind}").read_text("utf-8", "replace") for kind in ("log", "aux"))
+            texts = (made / f"report.{kind}" for kind in ("log", "aux"))
+            log, aux = (text.read_text(encoding="utf-8", errors="replace") for text in texts)
             pdf = (made / "report.pdf").read_bytes()
     except OSError as error:  # as where the folder for temporary files is full
         raise ExportFailed(f"report.pdf was not made: {error}") from None
