@@ -90,8 +90,8 @@ def _scales(records: Records, rule: r.ScalesRule) -> CriterionVerdict:
     whole = [all(found["summary"]["phase_share"].get(phase) for phase in PHASES) for found in facts]
     good = sum(math.isfinite(loss) and phases for loss, phases in zip(losses, whole))
     why = f"{good} of {len(facts)} runs of {rule.study} went through all phases with a finite loss."
-    others = [found["numerics"] for found in facts if found["numerics"] not in set(records.runs.numerics)]
-    if others and len(records.runs):
+    here = set(records.runs.numerics)
+    if others := [found["numerics"] for found in facts if here and found["numerics"] not in here]:
         why += f" {len(others)} of them were made under NUMERICS {listed(sorted(set(others)))}, not that of this study."
     return CriterionVerdict.counted(PASS if good == len(facts) else FAIL, good, f"of {len(facts)} runs", why)
 

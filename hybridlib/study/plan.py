@@ -100,8 +100,11 @@ def estimated_s(job: Job, known: dict[tuple[str, str], float]) -> float:
     """Return the seconds that `job` may take; `known` maps (arm, data) to the training seconds of complete runs."""
     if job.run is None:
         return CHAPTER_S
-    run = job.run
-    share = run.extend - 1 if job.extends else 1.0
+    return training_s(job.run, known, job.run.extend - 1 if job.extends else 1.0)
+
+
+def training_s(run: Run, known: dict[tuple[str, str], float], share: float = 1.0) -> float:
+    """Return the seconds that this `share` of the steps of `run` may take; `known` is as for `estimated_s`."""
     if (run.arm, run.data) in known:
         return NOTEBOOK_S + share * known[run.arm, run.data]
     parameters = 12 * run.model.n_layer * run.model.n_embd**2 + run.model.vocab_size * run.model.n_embd

@@ -17,7 +17,7 @@ from hybridlib.study import provenance
 from hybridlib.study.alone import train_alone
 from hybridlib.study.parameters import OUTPUTS
 from hybridlib.study.pipeline import known_times
-from hybridlib.study.plan import Job, estimated_s, plan
+from hybridlib.study.plan import Job, plan, training_s
 from hybridlib.study.progress import WHOLE, run_folder, run_state, summarise, time_to_target_s
 from hybridlib.study.progress_line import duration, live_line, progress_of
 from hybridlib.study.records import RunFolder
@@ -76,7 +76,7 @@ def judged(study: Study, runs: list[Run], copies: list[Run], device: str, consol
     What is found is written to the outputs of `study`, and said on `console`.
     """
     known = known_times(study.study)
-    total = duration(sum(estimated_s(Job("", "", {}, run), known) for run in runs))
+    total = duration(sum(training_s(run, known) for run in runs))
     names = ", ".join(run.id for run in runs)
     console.print(f"Training {names} again, to compare with the records: about {total}.")
     train_again(copies, device, console)

@@ -19,7 +19,7 @@ from hybridlib.study.cluster.connect import workers_of
 from hybridlib.study.cluster.crew import Crew
 from hybridlib.study.cluster.order import Orders
 from hybridlib.study.parameters import load_study
-from hybridlib.study.plan import Job, estimated_s
+from hybridlib.study.plan import training_s
 from hybridlib.study.progress_line import replace_unknown_characters
 from hybridlib.study.run import Run
 from hybridlib.study.sweeps import chosen, path, runs, sweeps
@@ -77,8 +77,7 @@ def train_side_by_side(client: distributed.Client, todo: list[Run], device: str 
     Print and count those that fail. Raise `NoCluster`.
     """
     console, failed = Console(highlight=False, soft_wrap=True), []
-    seconds = [estimated_s(Job("", run.id, {}, run), {}) for run in todo]
-    tasks = [Task(run, None, takes_s) for run, takes_s in zip(todo, seconds)]
+    tasks = [Task(run, None, training_s(run, {})) for run in todo]
     blocks = [block_of(task.run.id, [task], group=f"seed {task.run.seed}") for task in tasks]
 
     def ended(task: Task, message: str, seconds: float) -> bool:

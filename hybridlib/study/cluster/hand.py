@@ -37,7 +37,7 @@ class About(BaseModel):
         """
         if device.startswith("cuda") and not self.gpus:
             raise ValueError(f"--device {device}: it has no GPU")
-        if int(device.partition(":")[2] or 0) >= max(len(self.gpus), 1):
+        if _number(device) >= max(len(self.gpus), 1):
             raise ValueError(f"--device {device}: its last GPU is cuda:{len(self.gpus) - 1}")
         count = len(self.gpus) if device == "auto" else 0
         free = [str(at) for at in range(count) if str(at) not in taken]
@@ -49,8 +49,13 @@ class About(BaseModel):
         """Return the machine of this worker when it trains on `device`, there on the GPU `gpu` if that has a number."""
         if device == "cpu" or not self.gpus:
             return Machine(f"cpu: {self.processor}", self.host)
-        at = int(gpu or device.partition(":")[2] or 0)
+        at = int(gpu) if gpu else _number(device)
         return Machine(f"cuda: {self.gpus[at]}", self.host)
+
+
+def _number(device: str) -> int:
+    """Return the number of the GPU that `device` names, 0 where it names none."""
+    return int(device.partition(":")[2] or 0)
 
 
 @dataclass(eq=False)
