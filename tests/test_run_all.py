@@ -151,8 +151,10 @@ def test_estimates_come_from_records_where_there_are_any():
     guess = [estimated_s(Job("benchmark", TRAINING, {}, run), {}) for run in (slow, fast)]
     assert 1200 < guess[0] < 3600, "20 to 60 minutes for 1000 steps of GPT-2 Small on two cores"
     assert guess[1] < 15
-    known = {("baseline", "text"): 100.0}
+    known = {("baseline", "text"): 100.0 / (slow.steps * slow.batch_size * slow.seq_len)}
     assert 100 < estimated_s(Job("benchmark", TRAINING, {}, slow), known) < 115
+    longer = slow.model_copy(update=dict(steps=3 * slow.steps, batch_size=2 * slow.batch_size))
+    assert 600 < estimated_s(Job("benchmark", TRAINING, {}, longer), known) < 615, "the records are of a shorter run"
     hybrid = load_study("gpt2-small").run("hybrid", "text", 42)
     assert estimated_s(Job("benchmark", TRAINING, {}, hybrid), {}) < 0.6 * guess[0]
 
@@ -204,13 +206,13 @@ def test_a_job_that_the_whole_plan_has_otherwise_is_concluded_with_the_others(tm
     assert f"missing: {first.name} (extend)" in capsys.readouterr().out
 
 
-def test_known_times_are_means_by_arm_and_data(tmp_path, monkeypatch):
+def test_known_times_of_a_token_are_means_by_arm_and_data(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path)
-    for seed, seconds in ((1, 10.0), (2, 20.0)):
+    for seed, tokens_per_s in ((1, 10.0), (2, 40.0)):
         records = RunFolder(tmp_path / "s" / "runs" / f"a-d-s{seed}")
         records.add(EvalRecord(1, 1, 1.0, 1.0))
-        records.finish(dict(arm="a", data="d", summary=dict(train_s=seconds)))
-    assert pipeline.known_times("s") == {("a", "d"): 15.0}
+        records.finish(dict(arm="a", data="d", summary=dict(nominal_tokens_per_s=tokens_per_s)))
+    assert pipeline.known_times("s") == {("a", "d"): pytest.approx((0.1 + 0.025) / 2)}
     assert pipeline.known_times("nothing") == {}
 
 
@@ -225,7 +227,7 @@ def baseline_made(tmp_path, monkeypatch) -> RunFolder:
     records.add(EvalRecord(60, 60, 30.0, 5.0))
     run = SMOKE.run("baseline", "text", 42)
     facts = dict(arm="baseline", data="text", seed=42, last_step=60, device="cpu: by hand, 1 threads")
-    summary = dict(held_out_loss=5.0, train_s=30.0)
+    summary = dict(held_out_loss=5.0, train_s=30.0, nominal_tokens_per_s=256.0)
     records.finish(progress.identity(run) | facts | dict(summary=summary))
     progress.weights_path(run).touch()  # the smoke study keeps them
     assert progress.run_state(run) == "complete"

@@ -174,7 +174,7 @@ def verdict_table(results: dict) -> Table:
 
 
 def known_times(study: str) -> dict[tuple[str, str], float]:
-    """Return the mean training seconds of the complete runs of `study`, by (arm, data)."""
+    """Return the mean seconds that a nominal token took in the complete runs of `study`, by (arm, data)."""
     found = [RunFolder(path.parent).facts for path in (OUTPUTS / study).glob("runs/*/run.json")]
-    rows = [(facts["arm"], facts["data"], facts["summary"]["train_s"]) for facts in found if facts]
+    rows = [(facts["arm"], facts["data"], 1 / facts["summary"]["nominal_tokens_per_s"]) for facts in found if facts]
     return pd.DataFrame(rows, columns=["arm", "data", "s"]).groupby(["arm", "data"]).s.mean().to_dict()

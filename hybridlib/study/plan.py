@@ -97,7 +97,7 @@ def stage_runs(study: Study, stage: str, full: bool) -> list[Run]:
 
 
 def estimated_s(job: Job, known: dict[tuple[str, str], float]) -> float:
-    """Return the seconds that `job` may take; `known` maps (arm, data) to the training seconds of complete runs."""
+    """Return the seconds that `job` may take; `known` maps (arm, data) to the seconds that a nominal token took."""
     if job.run is None:
         return CHAPTER_S
     return training_s(job.run, known, job.run.extend - 1 if job.extends else 1.0)
@@ -106,7 +106,7 @@ def estimated_s(job: Job, known: dict[tuple[str, str], float]) -> float:
 def training_s(run: Run, known: dict[tuple[str, str], float], share: float = 1.0) -> float:
     """Return the seconds that this `share` of the steps of `run` may take; `known` is as for `estimated_s`."""
     if (run.arm, run.data) in known:
-        return NOTEBOOK_S + share * known[run.arm, run.data]
+        return NOTEBOOK_S + share * run.steps * run.batch_size * run.seq_len * known[run.arm, run.data]
     parameters = 12 * run.model.n_layer * run.model.n_embd**2 + run.model.vocab_size * run.model.n_embd
     cycle = run.schedule
     real = (cycle.full + cycle.correct) / (cycle.full + cycle.predict + cycle.correct) if cycle else 1.0
