@@ -251,8 +251,9 @@ def test_where_the_study_trained_adamw_itself_its_own_seeds_say_how_far_the_hybr
     few = pd.DataFrame([trial("equal_steps", f"adamw-{rate}", 5.0, 410, 410, None) for rate in (1, 2)])
     said = run_chapter("10_research", fake, monkeypatch, found=Research(few, [])).shown["level_said"].content
     assert said.startswith(
-        "AdamW alone, the best of 2 rates on the pilot seed, decayed for 410 computed steps, ends at"
+        "AdamW alone, in fp32, the best of 2 rates on the pilot seed, decayed for 410 computed steps, ends at"
     )
+    assert "It has `baseline`'s final loss, " in said and "as fast. `hybrid`" in said
     assert "`hybrid`, in fp32, ends" in said and "below AdamW, lower in 3 of 3 seeds" in said
     assert "`hybrid_tuned`, in fp32, ends" in said and "lower in 2 of 3 seeds" in said
     assert said.count("AdamW's time.") == 2

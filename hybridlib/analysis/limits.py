@@ -23,6 +23,11 @@ class Limits(Strict):
             return f"{low}–{high}{unit}"
         return f"≥ {low}{unit}" if low else f"≤ {high}{unit}" if high else "reported"
 
+    def admits(self, value: float) -> bool:
+        """Return whether `value` lies within the limits."""
+        low, high = self.at_least, self.at_most
+        return (low is None or value >= low) and (high is None or value <= high)
+
 
 StressLimit = Literal["detect_steps", "recover_steps", "least_throughput", "share_tolerance"]
 

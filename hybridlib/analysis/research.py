@@ -18,7 +18,7 @@ from hybridlib.study.sweeps import COMPARED, YARDSTICK, runs, sweeps
 TRIAL_COLUMNS = [
     "sweep", "trial", "about", "seed", "predictor", "steps", "real_steps", "predicted_share", "held_out_loss",
     "hold_loss", "steps_worth", "delta_pct", "hold_delta_pct", "target_ratio", "train_s", "equivalents", "speedup",
-    "divergences", "jumps_rejected",
+    "divergences", "jumps_rejected", "precision", "device",
 ]  # fmt: skip
 TO_BASELINE = ["hold_loss", "steps_worth", "delta_pct", "hold_delta_pct", "target_ratio"]
 REFERENCE = "ablation_reference"
@@ -33,13 +33,12 @@ class Research:
     `steps_worth` is the baseline's steps for the trial's loss, missing where the baseline never gets there.
     `equivalents` counts the trial's steps as computed ones, a jump at what it took. `target_ratio` is the baseline's
     steps over the equivalents until the trial has its final loss. `numerics` are those of the trials, which may be
-    older than the study's runs, and `devices` what computed them.
+    older than the study's runs.
     """
 
     trials: pd.DataFrame
     missing: list[str]
     numerics: frozenset[int] = frozenset()
-    devices: tuple[str, ...] = ()
 
     def of(self, prefix: str) -> pd.DataFrame:
         """Return the trials of all sweeps that begin with `prefix`; the rest of the name then tells them apart."""
@@ -75,10 +74,9 @@ def read_research(study: Study, outputs: Path | None = None) -> Research:
             evals[name, run.arm, run.seed] = folder.evals()
             beside = dict(arm=run.arm, data=group)  # with whose trials it is compared
             rows.append(_row(name, run, facts["summary"]) | beside | {k: facts[k] for k in ALIKE})
-    trials = pd.DataFrame(rows, columns=[*TRIAL_COLUMNS, "arm", "data", *ALIKE])
+    trials = pd.DataFrame(rows, columns=list(dict.fromkeys([*TRIAL_COLUMNS, "arm", "data", *ALIKE])))
     refuse_mixture(trials)
-    devices = tuple(trials.device.unique())
-    return Research(with_baselines(trials[TRIAL_COLUMNS], evals), missing, frozenset(trials.numerics), devices)
+    return Research(with_baselines(trials[TRIAL_COLUMNS], evals), missing, frozenset(trials.numerics))
 
 
 def _row(sweep: str, run: Run, summary: dict[str, Any]) -> dict[str, Any]:
@@ -86,6 +84,7 @@ def _row(sweep: str, run: Run, summary: dict[str, Any]) -> dict[str, Any]:
     equivalents = real + summary["predict_s"] / summary["real_step_median_s"]
     named = dict(sweep=sweep, trial=run.arm, about=run.about, seed=run.seed)
     named |= dict(predictor=run.predictor.name if run.predictor else None, steps=run.steps, real_steps=real)
+    named |= dict(precision=run.precision)
     cost = dict(equivalents=equivalents, speedup=run.steps / equivalents)
     cost |= dict(predicted_share=summary["phase_share"]["predict"])
     return named | cost | {k: summary[k] for k in ("held_out_loss", "train_s", "divergences", "jumps_rejected")}

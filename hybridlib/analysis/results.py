@@ -132,11 +132,12 @@ def readme_headline(studies: dict[str, dict[str, Any]]) -> str:
     """Return the README's first sentences: how fast the first of `studies` (of `committed`) had the loss of which
     baseline, and what its computed steps are worth in those of an optimizer that was tuned."""
     for name, of in studies.items():
-        rate, worth = load_study(name).arms[BASELINE].optimizer.lr, Show(OUTPUTS / name).saved("worth_said")
+        study, worth = load_study(name), Show(OUTPUTS / name).saved("worth_said")
         said = (
-            "HybridTrainer predicts more than half of the training steps of GPT-2 instead of computing them, and has "
-            f"the held-out loss of the brief's baseline (Adam at a constant rate of {rate:g}, untuned) "
-            f"{_measured(of['criteria']['H1'])} as fast."
+            "HybridTrainer predicts more than half of the training steps of GPT-2 instead of computing them. With "
+            f"{study.model.n_layer} layers of width {study.model.n_embd} and {study.batch_size * study.seq_len} tokens "
+            f"a step, on {of['device']}, it has the held-out loss of the brief's baseline (Adam at a constant rate of "
+            f"{study.arms[BASELINE].optimizer.lr:g}, untuned) {_measured(of['criteria']['H1'])} as fast."
         )
         return f"{said} {worth.content}".strip() if worth else said
     return ""
