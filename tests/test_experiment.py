@@ -4,6 +4,7 @@ import math
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -103,6 +104,35 @@ def test_a_learning_rate_spike_is_recorded_rolled_back_and_recovered_from() -> N
     assert fault == 55 and len(rollback) == facts["summary"]["divergences"] >= 1 and 0 < rollback.iloc[0] - fault <= 3
     before = steps[(steps.step <= fault) & (steps.real == 1)].loss.tail(20).mean()
     assert steps[(steps.step > rollback.iloc[0]) & (steps.real == 1)].loss.tail(20).mean() < before
+
+
+@pytest.mark.parametrize("stop", [55, 56])
+def test_a_run_told_to_stop_between_a_fault_and_its_rollback_rolls_back_to_where_it_would_have(
+    monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    faulty = dict(
+        steps=100,
+        schedule=dict(warmup=4, full=12, predict=8, correct=4),
+        fault=dict(kind="lr_spike", step=55, factor=3000.0),
+    )
+    train(run(study="whole", **faulty), "cpu")
+    take = experiment.Loop._step
+
+    def told(loop: experiment.Loop) -> None:
+        loop.preemption = SimpleNamespace(asked=loop.trainer.state.step == stop)
+        take(loop)
+
+    stopped = run(study="stopped", **faulty)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment.Loop, "_step", told)
+        with pytest.raises(SystemExit, match="stopped by SIGTERM"):
+            train(stopped, "cpu")
+    assert not RunFolder(progress.run_folder(stopped)).flushed_steps().event.str.contains("rollback").any()
+    facts = train(stopped, "cpu")
+    assert facts["resumed"] and facts["summary"]["divergences"] >= 1
+    assert not list(progress.run_folder(stopped).glob("checkpoint*")), "what was kept to go on from is gone, too"
+    for one, other in zip(*(timeless(progress.run_folder(run(study=name))) for name in ("whole", "stopped"))):
+        pd.testing.assert_frame_equal(one, other, check_exact=True)
 
 
 def test_an_unknown_gpu_is_said_so() -> None:

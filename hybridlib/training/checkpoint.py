@@ -51,7 +51,7 @@ class Snapshots:
 
 
 class CheckpointFile:
-    """The last two snapshots, each in a file with a checksum.
+    """The last two snapshots, each in a file with a checksum, and the state at which the run was told to stop.
 
     The newest, at `path`, is replaced by renaming: a kill leaves the old one, the new one, or the one before them. No
     write is forced to the disk: a power failure may tear the newest, which its checksum shows, but not the one before,
@@ -61,36 +61,57 @@ class CheckpointFile:
 
     def __init__(self, path: Path, before_save: Callable[[], State], about: dict[str, Any]) -> None:
         self.path, self.before_save, self.about = path, before_save, about
-        self.previous = path.with_name(f"{path.stem}.previous{path.suffix}")
+        self.previous, self.stopped = (
+            path.with_name(f"{path.stem}.{of}{path.suffix}") for of in ("previous", "stopped")
+        )
+        self._refused: set[Path] = set()
 
     def save(self, state: State) -> None:
         """Write `state` as the newest snapshot. Raises `StorageError` if there is no room; earlier ones stay."""
+        self._write(state, self.path)
+        self.stopped.unlink(missing_ok=True)
+
+    def stop(self, state: State) -> None:
+        """Write `state` to go on from, but not to roll back to: no loss has shown its weights to be sound.
+
+        Raises `StorageError` if there is no room.
+        """
+        self._write(state, self.stopped)
+
+    def _write(self, state: State, path: Path) -> None:
         whole = dict(state=state, beside=self.before_save(), about=self.about)
         part = self.path.with_suffix(".part")
-        with writing(self.path, size_bytes(whole)):
+        with writing(path, size_bytes(whole)):
             try:
                 write(part, whole)
-                if self.path.exists():
-                    self.path.replace(self.previous)
-                part.replace(self.path)
+                if path == self.path and path.exists():
+                    path.replace(self.previous)
+                    self._refused = {self.previous} if path in self._refused else set()
+                part.replace(path)
             finally:
                 part.unlink(missing_ok=True)
 
     def load(self) -> State | None:
-        """Return the newest sound snapshot, to roll back to; None if there is none."""
-        return next((whole["state"] for whole in self._sound()), None)
+        """Return the newest sound snapshot, to roll back to, if `newest` did not refuse it; None if there is none."""
+        kept = [path for path in (self.path, self.previous) if path not in self._refused]
+        return next((whole["state"] for _, whole in self._sound(kept)), None)
 
     def newest(self, accept: Callable[[State], bool]) -> State | None:
-        """Return the newest sound snapshot that `accept` takes: `state`, `beside` and `about`, its tensors on the host.
+        """Return the newest sound state that `accept` takes: `state`, `beside` and `about`, its tensors on the host.
 
         None if there is none. Warns of each damaged file.
         """
-        return next(filter(accept, self._sound()), None)
+        for path, whole in self._sound([self.stopped, self.path, self.previous]):
+            if accept(whole):
+                return whole
+            self._refused.add(path)
+        return None
 
-    def _sound(self) -> Iterator[State]:
-        for path in filter(Path.exists, (self.path, self.previous)):
+    @staticmethod
+    def _sound(paths: list[Path]) -> Iterator[tuple[Path, State]]:
+        for path in filter(Path.exists, paths):
             try:
-                yield read(path)
+                yield path, read(path)
             except Damaged as error:
                 warnings.warn(f"{error}; going on from an earlier state", stacklevel=2)
 

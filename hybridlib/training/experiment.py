@@ -175,7 +175,7 @@ class Loop:
         if state.step % run.log_every == 0:
             records.flush()
         if self.preemption.asked and trainer.state.phase is not Phase.PREDICT:  # there steps take no time after a jump
-            trainer.snapshot()
+            trainer.snapshots.stop(trainer.state_dict())
             sys.exit("stopped by SIGTERM, after a checkpoint")
 
     @staticmethod
