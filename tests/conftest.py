@@ -124,7 +124,11 @@ class FakeStudy:
     def write(self, arm: str, seed: int, gap_nats: float = 0.0, data: str = "", **facts) -> None:
         run = self.study.run(arm, data or self.study.judged, seed)
         records = RunFolder(self.folder / "runs" / run.id)
-        last = run.steps if arm in ("baseline", "hybrid", "memory_optimized") else int(run.extend * run.steps)
+        last = (
+            run.steps
+            if arm in ("baseline", "hybrid", "memory_optimized")
+            else int(run.extend * run.steps if run.goes_on else run.steps)
+        )
         spread, seconds, real_steps = 0.0 if arm == "baseline" else 0.01 * seed, 0.0, 0
         for step in range(1, last + 1):
             phase, first = phase_at(run, step)

@@ -23,9 +23,10 @@ from tiny import run
 
 from hybridlib.study import progress
 from hybridlib.study.cluster import connect, crew, notebook, worker
-from hybridlib.study.cluster.blocks import Block, Task, block_of
+from hybridlib.study.cluster.blocks import Block, Machine, Task, Waiting, block_of
 from hybridlib.study.cluster.order import Orders
 from hybridlib.study.parameters import ROOT
+from hybridlib.study.plan import Job
 from hybridlib.study.records import RunFolder
 from hybridlib.study.run import Run
 
@@ -259,3 +260,37 @@ def test_any_character_and_any_file_name_reaches_a_worker(tmp_path: Path, monkey
     )  # fmt: skip
     written = Path(notebook.study_here(asked, run()))
     assert yaml.safe_load(written.read_text(encoding="utf-8")) == dict(about="\N{ROCKET}")
+
+
+def test_a_block_that_begins_anew_elsewhere_finds_nothing_of_the_lost_machine(own_outputs: Path, monkeypatch) -> None:
+    """Outputs on a shared disk: what a lost machine completed would otherwise be taken for the new one's."""
+    one, two = run(arm="one"), run(arm="two")
+    for each in (one, two):
+        folder = progress.run_folder(each)
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+    block = Block("pair", [Task(each, None, 1.0) for each in (one, two)], machine=Machine("cpu: A", "lost"))
+    block.done.append(block.tasks[0])
+    taken = crew.Crew.__new__(crew.Crew)
+    taken.hands, taken.waiting, taken.going_on = {}, Waiting([block]), True
+    taken.hands["tcp://new"] = SimpleNamespace(machine=Machine("cpu: A", "new"), block=None, name="new")
+    taken.console, began = Console(file=io.StringIO(), width=200), []
+    monkeypatch.setattr(taken, "_next", lambda hand: began.append(hand.block))
+    taken._give()
+    assert began == [block] and "trains all of it anew" in taken.console.file.getvalue()
+    for each in (one, two):
+        assert progress.run_state(each) == "missing"
+        assert (own_outputs / "tiny" / "superseded" / f"{each.id}.1" / "run.json").exists(), "nothing is lost"
+
+
+def test_force_deletes_what_a_machine_made_before_once_and_not_what_it_made_for_this_start(own_outputs: Path) -> None:
+    orders, job = Orders("cpu", fresh=True), Job("benchmark", "05_run", {}, run(), extends=True)
+    first, later = Task(run(), None, 1.0), Task(run(), job, 1.0)
+
+    def fresh(task: Task, host: str) -> bool:
+        return json.loads(orders.order(task, "", host))["fresh"]
+
+    assert fresh(first, "a") and not fresh(later, "a"), "the extension goes on from what was made for this start"
+    assert fresh(first, "b"), "what another machine has is of another start"
+    orders.refused(first, "b")
+    assert fresh(first, "b"), "it did not begin"

@@ -111,3 +111,10 @@ def test_too_little_text_says_how_much_is_needed(tmp_path: Path, monkeypatch: py
     (tmp_path / "short.txt").write_text("hello")
     with pytest.raises(CorpusError, match="a window needs 17"):
         open_source(Source(kind="text", tokenizer_vocab=300, paths=[str(tmp_path / "short.txt")]), 300, 4, 16)
+
+
+@pytest.mark.parametrize("successors", [90, 91, 512])
+def test_a_chain_of_many_successors_is_drawn_at_once(successors: int) -> None:
+    chain = Markov(1024, successors, 2, 8)
+    rows = np.sort(chain.successors, axis=1)
+    assert rows.shape == (1024, successors) and (np.diff(rows, axis=1) > 0).all() and rows.max() < 1024

@@ -70,6 +70,14 @@ def test_an_extension_made_later_is_the_one_made_at_once() -> None:
         pd.testing.assert_frame_equal(one, other, check_exact=True)
 
 
+def test_a_run_whose_rate_has_fallen_to_zero_does_not_go_on() -> None:
+    decayed = run(extend=2.0, optimizer=dict(lr=6e-4, lr_decay=0.5))
+    train(baseline(), "cpu")
+    facts = train(decayed, "cpu")
+    assert progress.target_loss(decayed) < facts["summary"]["held_out_loss"], "else there is nothing to extend"
+    assert facts["last_step"] == decayed.steps and progress.run_state(decayed) == "complete"
+
+
 def test_a_checkpoint_of_another_form_is_not_gone_on_from() -> None:
     hybrid = run(extend=2.0)
     train(hybrid, "cpu")

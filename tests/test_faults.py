@@ -117,3 +117,13 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_keeps_the_batch() -> No
 def test_memory_that_does_not_suffice_for_one_sequence_is_said_so() -> None:
     with pytest.raises(torch.OutOfMemoryError, match="no memory for a micro-batch of one sequence"):
         train(run(batch_size=1, fault=dict(kind="out_of_memory", step=3)), "cpu")
+
+
+@pytest.mark.parametrize(("kind", "step"), [("nan_gradient", 12), ("wild_jump", 7), ("wild_jump", 11)])
+def test_a_fault_where_nothing_is_spoilt_is_said_and_not_recorded(kind: str, step: int) -> None:
+    spared = run(study="spared", fault=dict(kind=kind, step=step))  # Full to 8, Predict to 16, then Correct
+    with pytest.warns(UserWarning, match=f"fault: step {step} .* spoils nothing"):
+        train(spared, "cpu")
+    train(run(study="sound"), "cpu")
+    for one, other in zip(*(timeless(progress.run_folder(run(study=name))) for name in ("spared", "sound"))):
+        pd.testing.assert_frame_equal(one, other, check_exact=True)

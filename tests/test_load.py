@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
+from conftest import FakeStudy
 
 from hybridlib.analysis import load
 from hybridlib.analysis.alike import precisions
@@ -86,3 +88,12 @@ def test_precisions_are_said_by_arm() -> None:
     runs = pd.DataFrame(dict(arm=["a", "b", "b", "c"], precision=["fp32", "bf16", "bf16", "fp32"]))
     assert precisions(runs) == "Precision: bf16 for `b`, fp32 for the others."
     assert precisions(runs[runs.arm != "b"]) == "Precision: fp32 for all." and precisions(runs.head(0)) == ""
+
+
+def test_an_arm_whose_rate_falls_to_zero_has_never_reached_what_it_has_not_by_then(tmp_path) -> None:
+    fake = FakeStudy(tmp_path, arms=dict(decayed=dict(like="hybrid", optimizer=dict(lr_decay=0.5))))
+    fake.write("baseline", 1)
+    fake.write("decayed", 1, gap_nats=0.5)
+    runs = load.read_records(fake.name, fake.outputs).runs.set_index("arm")
+    assert runs.extend["decayed"] > 1 and not runs.goes_on["decayed"] and runs.last_step["decayed"] == fake.study.steps
+    assert np.isinf(runs.time_to_target_s["decayed"])

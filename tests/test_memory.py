@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from hybridlib import HybridOptimizer, Nesterov, PhaseSchedule
 from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.store import TensorStore
+from hybridlib.study.arm import OptimizerSettings
 from hybridlib.training.checkpoint import CheckpointFile, Snapshots
 from hybridlib.training.meter import Meter, give_back
 from hybridlib.training.objective import Objective
+from hybridlib.training.optimizers import make_optimizer
 from hybridlib.training.trainer import HybridTrainer
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
@@ -106,6 +108,26 @@ def test_the_optimizers_state_comes_back_bit_for_bit() -> None:
     away.restore()
     after = [v for s in optimizer.state.values() for v in s.values()]
     assert len(after) == len(before) and all(torch.equal(a, b) for a, b in zip(after, before))
+
+
+def test_matrices_that_an_optimizer_keeps_in_lists_leave_too() -> None:
+    model = torch.nn.Linear(50, 40)
+    optimizer = make_optimizer(OptimizerSettings(name="soap"), model)
+    for _ in range(3):
+        model(torch.randn(3, 50)).sum().backward()
+        optimizer.step()
+
+    def tensors() -> list[torch.Tensor]:
+        values = [value for state in optimizer.state.values() for value in state.values()]
+        inside = [each for value in values for each in (value if isinstance(value, list) else [value])]
+        return [each for each in inside if isinstance(each, torch.Tensor) and each.ndim]
+
+    before, away = [each.clone() for each in tensors()], OptimizerOffload(optimizer)
+    assert sum(each.shape == (50, 50) for each in before) >= 2, "SOAP has a basis and a statistic of that side"
+    away.offload()
+    assert sum(each.numel() for each in tensors()) == 0
+    away.restore()
+    assert all(torch.equal(one, other) for one, other in zip(before, tensors(), strict=True))
 
 
 def test_a_state_that_finds_no_room_half_way_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:

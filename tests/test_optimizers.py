@@ -52,7 +52,9 @@ def test_it_learns(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_restored_optimizer_goes_on_bitwise(name: str, tmp_path: Path) -> None:
-    settings = OptimizerSettings(name=name, lr=3e-3, lr_warmup_steps=4, lr_decay=0.5)
+    settings = OptimizerSettings(
+        name=name, lr=3e-3, lr_warmup_steps=4, lr_decay=0.0 if name == "schedule_free" else 0.5
+    )
     model = build(SIZES, 1)
     optimizer = make_optimizer(settings, model)
     take(model, optimizer, range(7), settings)
@@ -100,6 +102,39 @@ def test_the_rate_rises_and_falls_over_nominal_steps() -> None:
         set_learning_rate(optimizer, settings, step, 100)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([0.1, 0.5, 1, 1, 1, 0.5, 0.02, 0.0])
+
+
+def test_a_rate_that_does_not_fall_is_given_no_decay() -> None:
+    with pytest.raises(ValueError, match="lr_decay 0.5 does nothing: the rate of schedule_free does not fall"):
+        OptimizerSettings(name="schedule_free", lr_decay=0.5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("steps", [1, 8])
+def test_to_be_judged_moves_no_weight_that_is_trained(name: str, steps: int) -> None:
+    model = build(SIZES, 1)
+    optimizer, average = make_optimizer(OptimizerSettings(name=name, lr=3e-3), model), WeightAverage(steps)
+    for step in range(6):
+        take(model, optimizer, range(step, step + 1))
+        average.observe(list(model.named_parameters()))
+    before = weights(model)
+    for _ in range(3):
+        with average.applied(list(model.named_parameters()), optimizer):
+            pass
+    for one, other in zip(before, weights(model)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_after_a_reset_every_optimizer_goes_on(name: str) -> None:
+    model = build(SIZES, 1)
+    optimizer = make_optimizer(
+        OptimizerSettings(name=name, lr=3e-3, **dict(slow_every=2) if name == "lookahead" else {}), model
+    )
+    take(model, optimizer, range(3))
+    forget_moments(optimizer, "reset")
+    take(model, optimizer, range(3, 9))
+    assert all(weight.isfinite().all() for weight in model.parameters())
 
 
 @pytest.mark.parametrize("moments, share", [("keep", 1.0), ("decay", 0.5)])

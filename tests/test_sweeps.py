@@ -132,3 +132,14 @@ def test_a_broken_file_is_refused_with_its_name(tmp_path, monkeypatch) -> None:
     (tmp_path / "research" / "cpu.yaml").write_text("one: {about: x, seeds: []}")
     with pytest.raises(ParameterError, match="cpu.yaml: one"):
         sweeps(STUDY)
+
+
+def test_a_setting_that_reaches_into_another_is_its_own_trials_alone() -> None:
+    sweep = Sweep(
+        about="",
+        seeds=[1, 2],
+        settings={"predictor": dict(name="spectral", gain=1.0)},
+        variants={"plain": {}, "twice": {"predictor.gain": 2.0}},
+    )
+    found = [(run.arm, run.seed, run.predictor.settings["gain"]) for run in runs(STUDY, "mine", sweep)]
+    assert found == [("plain", 1, 1.0), ("twice", 1, 2.0), ("plain", 2, 1.0), ("twice", 2, 2.0)]

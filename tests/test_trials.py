@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from test_crash import using
+from tiny import run as tiny_run
 
 from hybridlib.study import progress, sweeps
-from hybridlib.study.alone import train_alone
+from hybridlib.study.alone import CannotTrain, train_alone
+from hybridlib.study.storage import StorageError
 from hybridlib.training import trials
 
 STUDY = dict(
@@ -111,3 +114,32 @@ def test_a_search_for_a_device_says_which_there_are(tiny: Path, capsys: pytest.C
     with pytest.raises(SystemExit):
         trials.main(["--study", str(tiny / "tiny.yaml"), "--device", "gpu"])
     assert "'gpu' is none of auto, cpu, cuda:0" in capsys.readouterr().err
+
+
+def test_what_a_run_trained_alone_warns_of_is_returned_and_a_signal_is_named(tmp_path: Path, monkeypatch) -> None:
+    python, script = sys.executable, tmp_path / "python"
+
+    def as_if(*lines: str) -> None:
+        script.write_text("\n".join(["#!/bin/sh", *lines]))
+        script.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(script))
+
+    warning = "echo 'a.py:3: UserWarning: b is damaged' >&2; echo '  warnings.warn(b)' >&2"
+    as_if(warning)
+    assert train_alone(tiny_run(), "cpu") == "b is damaged"
+    as_if(warning, "kill -9 $$")
+    with pytest.raises(
+        CannotTrain, match="could not be trained: its process was ended by SIGKILL, as where memory runs"
+    ):
+        train_alone(tiny_run(), "cpu")
+    monkeypatch.setattr(sys, "executable", python)
+
+
+def test_a_full_disk_is_said_in_one_line(tiny: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    def full(*given: object) -> int:
+        raise StorageError("no room in there")
+
+    monkeypatch.setattr(trials, "workers_of", lambda *given: nullcontext())
+    monkeypatch.setattr(trials, "train_side_by_side", full)
+    assert trials.main(["--study", str(tiny / "tiny.yaml")]) == 1
+    assert "no room in there" in capsys.readouterr().out

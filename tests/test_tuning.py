@@ -159,3 +159,10 @@ def test_what_is_reported_has_its_searchs_best_settings(name: str) -> None:
     for key in ("optimizer", "clip_norm", "schedule", "predictor"):
         assert getattr(run, key) == getattr(wanted, key), key
     assert name not in STUDY.arms or run.steps == wanted.steps
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two"])
+def test_a_number_of_trials_that_is_none_is_refused(count: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        tuning.main(["--trials", count])
+    assert f"argument --trials: '{count}'" in capsys.readouterr().err or "--trials" in capsys.readouterr().err

@@ -22,7 +22,7 @@ BASELINE = "baseline"
 KEYS = ["arm", "data", "seed"]
 BATCH = ["batch_size", "seq_len"]
 SHAPE = ["steps", *BATCH]  # two runs are compared where these are equal; their times to one target need BATCH alone
-SETTINGS = [*SHAPE, "accumulation", "precision", "memory", "extend"]
+SETTINGS = [*SHAPE, "accumulation", "precision", "memory", "extend", "goes_on"]
 FACTS = [
     "device", "numerics", "corpus_sha256", "floor_nats", "model_parameters", "memory_floor_mb", "last_step",
     "started_at", "ended_at",
@@ -135,7 +135,7 @@ def with_targets(runs: pd.DataFrame, evals: pd.DataFrame) -> pd.DataFrame:
     """Return `runs` with the target of each, its same-seed baseline's final held-out loss, and the seconds to it.
 
     The seconds are read from `evals`, as they were and at the run's steady pace. They are infinite for a run that went
-    on to the end of its extension, or for a peer, whose learning rate ends where it ends. They are missing without a
+    on to the end of its extension, or whose learning rate ends where it ends, as a peer's. They are missing without a
     baseline of the same batch and seed, for another arm that is not extended, and for a run that stopped for another
     target before its extension ended.
     """
@@ -147,7 +147,7 @@ def with_targets(runs: pd.DataFrame, evals: pd.DataFrame) -> pd.DataFrame:
     times = []
     for run in out.itertuples():
         seconds = time_to_target_s(by_run[run.arm, run.data, run.seed], run.target_loss)
-        ended = run.last_step >= math.floor(run.extend * run.steps)
+        ended = not run.goes_on or run.last_step >= math.floor(run.extend * run.steps)
         measured = run.arm == BASELINE or run.extend > 1 or run.role == "peer"
         known = measured and not math.isnan(run.target_loss) and (math.isfinite(seconds) or ended)
         times.append(seconds if known else math.nan)

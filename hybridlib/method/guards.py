@@ -16,10 +16,11 @@ COUNTS, WINDOWS = ("grace_left", "landed_at", "in_a_row"), ("losses", "grad_norm
 class DivergenceMonitor:
     """Judge a computed step by its loss and the norm of its gradient, before it moves a weight.
 
-    A loss or gradient that is not finite, or a gradient out of proportion, must not move a weight: `skip`, and at the
-    second such step in a row `roll_back`. A loss that is too high is a `loss_spike`, and the step is taken: in sound
-    training it is a batch unlike the others, or one step of Adam too far, which the next gradient takes back. Several
-    in a row are the weights' fault, and weights do not recover by themselves: `roll_back`.
+    A loss or gradient that is not finite, or a gradient out of proportion, must not move a weight: `skip`, and
+    `roll_back` where the computed step before it was out of the ordinary too, in whatever way. A loss that is too high
+    is a `loss_spike`, and the step is taken: in sound training it is a batch unlike the others, or one step of Adam too
+    far, which the next gradient takes back. Several in a row are the weights' fault, and weights do not recover by
+    themselves: `roll_back`.
 
     Args:
         window_steps: computed steps over which losses and gradient norms are averaged, at least `MIN_LOSSES`.

@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,6 +51,14 @@ class OptimizerOffload:
         """The bytes that are away now."""
         return self.store.nbytes if self.away else 0
 
-    def _tensors(self) -> list[tuple[str, dict, str]]:
+    def _tensors(self) -> list[tuple[str, Any, Any]]:
+        """Return the name, the mapping or list that holds it, and the key or index there, of each tensor to move."""
+        found: list[tuple[str, Any, Any]] = []
         states = enumerate(kept for state in states_of(self.optimizer) for kept in state.values())
-        return [(f"{i}.{k}", s, k) for i, s in states for k, v in s.items() if isinstance(v, Tensor) and v.ndim]
+        for i, kept in states:
+            for key, value in kept.items():
+                if isinstance(value, list):  # as SOAP keeps matrices
+                    found += [(f"{i}.{key}.{at}", value, at) for at in range(len(value))]
+                else:
+                    found.append((f"{i}.{key}", kept, key))
+        return [each for each in found if isinstance(tensor := each[1][each[2]], Tensor) and tensor.ndim]

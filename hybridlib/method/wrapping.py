@@ -125,13 +125,12 @@ def states_of(optimizer: Any) -> list[dict[Any, dict[str, Any]]]:
 
 def forget_moments(optimizer: Optimizer, moments: Moments) -> None:
     """Do to the state of `optimizer` what `moments` says: "keep" it, "decay" first moments by half, or "reset" it."""
-    for state in states_of(optimizer) if moments != "keep" else ():
-        if moments == "reset":
-            state.clear()
-        else:
-            for kept in state.values():
-                for key in {"exp_avg", "momentum_buffer"} & kept.keys():
-                    kept[key].mul_(0.5)
+    if moments == "reset":
+        wrapped(optimizer)[-1].state.clear()  # a wrapper, as Lookahead, keeps weights in its own
+    for state in states_of(optimizer) if moments == "decay" else ():
+        for kept in state.values():
+            for key in {"exp_avg", "momentum_buffer"} & kept.keys():
+                kept[key].mul_(0.5)
 
 
 @torch.no_grad()

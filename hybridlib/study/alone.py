@@ -1,6 +1,7 @@
 """Work that goes on in a process of its own, which ends with this one: a run without a notebook, or a module."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,14 +18,28 @@ class CannotTrain(Exception):
     """A run that could not be trained; the message says which, and what was said last."""
 
 
-def train_alone(run: Run, device: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Train `run` on `device` in a process with the variables of `environment`. Raise `CannotTrain`."""
+def train_alone(run: Run, device: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Train `run` on `device` in a process with the variables of `environment`; return its warnings, a line each.
+
+    Raise `CannotTrain`.
+    """
     command = [sys.executable, "-m", "hybridlib.training.experiment", run.model_dump_json(), device, str(os.getpid())]
     options = dict(stderr=subprocess.PIPE, encoding="utf-8", errors="replace", start_new_session=True, env=environment)
     with subprocess.Popen(command, **options) as process:
         said = said_by(process)
+    lines = warnings_in(said)
+    if process.returncode < 0:
+        ended = signal.Signals(-process.returncode).name
+        lines.append(f"its process was ended by {ended}" + ", as where memory runs out" * (ended == "SIGKILL"))
     if process.returncode:
-        raise CannotTrain(f"{run.id} could not be trained: {(said.strip().splitlines() or [process.returncode])[-1]}")
+        raise CannotTrain(f"{run.id} could not be trained: {(lines or [process.returncode])[-1]}")
+    return "\n".join(lines)
+
+
+def warnings_in(text: str) -> list[str]:
+    """Return the lines of `text`, written to stderr, warnings without their place in the code."""
+    lines = (line for line in text.splitlines() if line.strip() and not line.startswith("  "))  # as code under one does
+    return [re.sub(r"^.*?:\d+: \w*Warning: ", "", line) for line in lines]
 
 
 def beside(module: str, *options: str) -> int:

@@ -103,6 +103,8 @@ class OptimizerSettings(Strict):
 
     @model_validator(mode="after")
     def _settings_belong_to_the_name(self) -> Self:
+        if self.name == "schedule_free" and self.lr_decay:
+            raise ValueError(f"lr_decay {self.lr_decay:g} does nothing: the rate of schedule_free does not fall")
         owned = dict(muon=("lr_matrices", "momentum"), soap=("turn_every",), lookahead=("slow_every", "slow_share"))
         return self.refuse_idle("name", owned)
 
@@ -147,9 +149,9 @@ class Arm(Strict):
     `about` describes it and `role` says what it is compared as. Plain training has neither `schedule` nor `predictor`.
     A batch is split into `accumulation` micro-batches. `memory: offload` takes the optimizer's state off the device in
     Predict; `moments` says what becomes of it at a jump. Gradients whose norm is above `clip_norm` are scaled down to
-    it. `compile` uses torch.compile, off the clock. A run is judged
-    by the mean of its weights over the last `read_out_steps` computed steps. It goes on to at most `extend` times its
-    nominal steps until it reaches its baseline's final loss. `steps`, `batch_size` and `seq_len` override the study's.
+    it. `compile` uses torch.compile, off the clock. A run is judged by the mean of its weights over the last
+    `read_out_steps` computed steps. If it `goes_on`, then to at most `extend` times its nominal steps, until it reaches
+    its baseline's final loss. `steps`, `batch_size` and `seq_len` override the study's.
     """
 
     about: str = ""
@@ -170,6 +172,11 @@ class Arm(Strict):
     steps: int | None = Field(default=None, ge=1)
     batch_size: int | None = Field(default=None, ge=1)
     seq_len: int | None = Field(default=None, ge=2)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it may go on beyond its nominal steps; where its learning rate has fallen to zero it does not."""
+        return self.extend > 1 and not self.optimizer.lr_decay
 
     @model_validator(mode="after")
     def _schedule_and_predictor_go_together(self) -> "Arm":

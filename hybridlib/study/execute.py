@@ -3,7 +3,6 @@
 import ast
 import asyncio
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from rich.markup import escape
 
 from hybridlib.method.settings import instead, problem
 from hybridlib.study import chapters, progress
-from hybridlib.study.alone import PATIENCE_S
+from hybridlib.study.alone import PATIENCE_S, warnings_in
 from hybridlib.study.chapters import source, stamp
 from hybridlib.study.plan import PIPELINE, Job
 from hybridlib.study.provenance import ROOT, from_root
@@ -165,9 +164,8 @@ def execute_into(out: Path, job: Job, console: Console) -> None:
 
 def show_warnings(console: Console, text: str) -> None:
     """Print on `console` the lines of `text`, which cells wrote to stderr: warnings without their place in the code."""
-    for line in text.splitlines():
-        if line.strip() and not line.startswith("  "):  # as the line of code under a warning does
-            console.print(escape(re.sub(r"^.*?:\d+: \w*Warning: ", "", line)))
+    for line in warnings_in(text):
+        console.print(escape(line))
 
 
 def tidy(job: Job, study: str) -> None:

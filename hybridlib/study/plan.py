@@ -79,7 +79,7 @@ def plan(
             extended = [
                 run
                 for at, run in enumerate(block)
-                if run.extend > 1 and any(later.role == "baseline" and later.data == run.data for later in block[at:])
+                if run.goes_on and any(later.role == "baseline" and later.data == run.data for later in block[at:])
             ]
             for run, extends in [(r, False) for r in block] + [(r, True) for r in extended]:
                 given = dict(study=name, arm=run.arm, data=run.data, seed=run.seed, device=device)

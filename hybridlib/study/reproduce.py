@@ -5,6 +5,7 @@ What is trained lies in `outputs/<study>/reproduced/`; the records stay as they 
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,14 +80,15 @@ def judged(study: Study, runs: list[Run], copies: list[Run], device: str, consol
     total = duration(sum(training_s(run, known) for run in runs))
     names = ", ".join(run.id for run in runs)
     console.print(f"Training {names} again, to compare with the records: about {total}.")
-    train_again(copies, device, console)
+    kept = OUTPUTS / study.study / "reproduced" / "reproduced.json"
+    train_again(copies, device, console, last_judged(kept))
     folders = [[RunFolder(run_folder(run)) for run in each] for each in (runs, copies)]
     rows = [compare(run.id, *both) for run, *both in zip(runs, *folders)]
     is_pair = [run.arm for run in runs] == [*PAIR]
     speeds = {where: speed(*each) for where, each in zip(("recorded", "here"), folders)} if is_pair else {}
     said = verdict(rows)
     facts = dict(study=study.study, made_at=provenance.now(), said=said, agree=agree(rows), runs=rows, speed=speeds)
-    write_atomically(OUTPUTS / study.study / "reproduced" / "reproduced.json", json.dumps(facts, indent=1) + "\n")
+    write_atomically(kept, json.dumps(facts, indent=1) + "\n")
     console.print(comparison_table(rows))
     for where, found in speeds.items():
         console.print(speed_in_words(where, found))
@@ -94,16 +96,29 @@ def judged(study: Study, runs: list[Run], copies: list[Run], device: str, consol
     return agree(rows)
 
 
-def train_again(runs: list[Run], device: str, console: Console) -> None:
-    """Train those `runs` on `device` that an interrupted start left, or all anew, and show progress on `console`."""
-    if all(run_state(run) == "complete" for run in runs):
-        for run in runs:
+def train_again(runs: list[Run], device: str, console: Console, judged_at: str = "") -> None:
+    """Train `runs` on `device`, and show progress on `console`; those that an interrupted start completed are kept.
+
+    A copy that ended by `judged_at`, when copies were judged last, is an earlier start's: it is set aside.
+    """
+    for run in runs:
+        facts = RunFolder(run_folder(run)).facts
+        if facts and facts["ended_at"] <= judged_at:
             aside = provenance.from_root(RunFolder(run_folder(run)).set_aside())
             console.print(escape(f"{run.id} was trained again before: that copy is kept in {aside}."))
     for at, run in enumerate(runs, start=1):
         if run_state(run) != "complete":
             with live_line(progress_of(Job("", "", {}, run), f"[again {at}/{len(runs)}]"), console):
-                train_alone(run, device)
+                said = train_alone(run, device)
+            console.print(escape(said), style="yellow", end="\n" * bool(said))
+
+
+def last_judged(file: Path) -> str:
+    """Return when the comparison in `file` was written; empty where there is none that can be read."""
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["made_at"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
 
 
 def compare(name: str, then: RunFolder, now: RunFolder) -> dict[str, Any]:

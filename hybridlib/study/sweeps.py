@@ -5,6 +5,7 @@
 """
 
 import itertools
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -144,4 +145,4 @@ def put(mapping: dict[str, Any], place: list[str], value: Any) -> None:
         if part not in known and not (above == ["predictor"] and isinstance(mapping, dict)):
             raise ValueError(f"no setting {'.'.join(place)!r}: {instead(part, known)}")
         inner, mapping = known, known.get(part)
-    inner[key] = value
+    inner[key] = deepcopy(value)  # a later setting may reach into it

@@ -91,6 +91,8 @@ class Markov:
 
 def distinct_rows(rng: np.random.Generator, vocab_size: int, successors: int) -> np.ndarray:
     """Return (`vocab_size`, `successors`) uniform tokens from `rng`, distinct within a row."""
+    if successors**2 > 8 * vocab_size:  # drawn independently, a row would hardly ever be distinct
+        return np.stack([rng.choice(vocab_size, successors, replace=False) for _ in range(vocab_size)])
     rows = rng.integers(vocab_size, size=(vocab_size, successors))
     while (again := (np.diff(np.sort(rows, axis=1)) == 0).any(axis=1)).any():
         rows[again] = rng.integers(vocab_size, size=(int(again.sum()), successors))

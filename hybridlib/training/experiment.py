@@ -18,7 +18,7 @@ from hybridlib.study.storage import locked
 from hybridlib.training.assemble import device_name, make_trainer, pick_device, subnormals_as_zero, warm_up_kernels
 from hybridlib.training.checkpoint import CheckpointFile, State
 from hybridlib.training.data import DataSource, open_source
-from hybridlib.training.faults import install
+from hybridlib.training.faults import install, struck
 from hybridlib.training.loss import Batch, held_out_loss
 from hybridlib.training.meter import Meter, Preemption, give_back, nvml_used_mb, ran_out_of_memory
 from hybridlib.training.models import weights_sha256
@@ -109,7 +109,7 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
         )
         tokens = run.batch_size * run.seq_len
         facts["summary"] = summarise(records.flushed_steps(), records.evals(), run.steps, tokens)
-        records.finish(facts, to_be_extended=run.extend > 1 and facts["target_loss"] is None)
+        records.finish(facts, to_be_extended=run.goes_on and facts["target_loss"] is None)
         return facts
 
 
@@ -148,7 +148,7 @@ class Loop:
     def extend(self) -> None:
         """Go on to the baseline's final held-out loss, at most to `extend` times the nominal steps."""
         trainer, run = self.trainer, self.run
-        if run.extend == 1:
+        if not run.goes_on:
             return
         trainer.snapshot()  # records too: an extension starts here, even if the target is known only later
         if progress.may_extend(run, trainer.state.step - 1):
@@ -162,7 +162,12 @@ class Loop:
         set_learning_rate(trainer.optimizer, run.optimizer, state.step, run.steps)
         record = trainer.step(batch)
         if run.fault and run.fault.step == state.step:
-            record.event = "+".join(filter(None, ["fault", record.event]))
+            if struck(run.fault, record):
+                record.event = "+".join(filter(None, ["fault", record.event]))
+            else:
+                warnings.warn(
+                    f"{run.id}: fault: step {state.step} is in Predict, where it spoils nothing", stacklevel=2
+                )
         records.add(record)
         self.train_s += record.step_s if state.step > UNTIMED_STEPS else 0.0
         if state.step == run.steps or (self._settled(state) and state.step >= self.evaluated_step + run.eval_every):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.study.arm import Fault
+from hybridlib.study.records import StepRecord
 from hybridlib.training.objective import Objective, mapped, size_of, tensors_of
 from hybridlib.training.trainer import HybridTrainer
 
@@ -72,6 +73,11 @@ def noise(batch: Any) -> Any:
         return torch.randint(last + 1, part.shape, generator=generator).to(part.device)
 
     return mapped(batch, random_like)
+
+
+def struck(fault: Fault, record: StepRecord) -> bool:
+    """Return whether `fault` spoilt the step of `record`: a jump, or any other a computed step."""
+    return "jump" in record.event if fault.kind == "wild_jump" else bool(record.real)
 
 
 def install(fault: Fault, trainer: HybridTrainer) -> None:

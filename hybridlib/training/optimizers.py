@@ -139,9 +139,9 @@ class WeightAverage:
     def applied(self, weights: Weights, optimizer: Any) -> Iterator[None]:
         """Put the mean into `weights`, and the wrapped `optimizer` into evaluation mode, until the block ends."""
         averaging = [part for part in wrapped(optimizer) if hasattr(part, "eval") and hasattr(part, "train")]
-        trained = {name: weight.detach().clone() for name, weight in weights if name in self.mean}
         for part in averaging:
-            part.eval()
+            part.eval()  # moves weights, and `train` moves them back from where it put them
+        trained = {name: weight.detach().clone() for name, weight in weights if name in self.mean}
         self._put(weights, self.mean)
         try:
             yield

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with workers_of(args.scheduler, min(args.workers, len(todo))) as client:
             return 1 if train_side_by_side(client, todo, args.device) else 0
-    except NoCluster as error:
+    except (NoCluster, OSError) as error:  # StorageError is an OSError
         print(error)
         return 1
     except KeyboardInterrupt:

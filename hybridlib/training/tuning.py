@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hybridlib.training.tuning", description=__doc__.split("\n")[0])
     parser.add_argument("--study", default="cpu", metavar="NAME")
     parser.add_argument("--searches", nargs="+", default=[], metavar="SEARCH", help="these alone")
-    parser.add_argument("--trials", type=int, help="stop a search after so many, in all")
+    parser.add_argument("--trials", type=arguments.count, help="stop a search after so many, in all")
     parser.add_argument("--device", default="cpu", type=arguments.device, metavar=arguments.DEVICES)
     parser.add_argument("--scheduler", metavar="ADDRESS|FILE", help="train on the workers of this Dask cluster")
     args = parser.parse_args(argv)
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:  # ParameterError is one
         print(error, file=sys.stderr)
         return 2
-    except (NoCluster, CannotTrain) as error:
+    except (NoCluster, CannotTrain, OSError) as error:  # StorageError is an OSError
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

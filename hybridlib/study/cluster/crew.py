@@ -22,7 +22,7 @@ from hybridlib.study.cluster import worker
 from hybridlib.study.cluster.blocks import Block, NoCluster, Task, Waiting
 from hybridlib.study.cluster.connect import ONE_DEVICE
 from hybridlib.study.cluster.hand import About, Hand, lines
-from hybridlib.study.cluster.landing import Outcome, land, why_not_whole
+from hybridlib.study.cluster.landing import Outcome, land, set_aside, why_not_whole
 from hybridlib.study.cluster.order import Orders
 from hybridlib.study.progress_line import live_line
 from hybridlib.study.storage import InUse, StorageError
@@ -101,6 +101,8 @@ class Crew:
                 if hand.block:
                     if hand.block.moved:
                         self._say(f"{hand.block.name}: its machine is not there; {hand.name} trains all of it anew.")
+                        for task in hand.block.tasks:
+                            set_aside(task.run)
                     self._next(hand)
 
     def _next(self, hand: Hand) -> None:
@@ -110,7 +112,7 @@ class Crew:
             block.done.append(block.todo[0])
         if block.todo and self.going_on:
             hand.task, hand.since_s, hand.said = block.todo[0], time.monotonic(), ""
-            order = self.orders.order(hand.task, hand.gpu)
+            order = self.orders.order(hand.task, hand.gpu, hand.machine.host)
             hand.future = self._expect(hand, self._submit(hand, self.work, order, resources=ONE_DEVICE))
             return
         landed = [task.run.id for task in block.done if progress.run_state(task.run) in progress.WHOLE]
@@ -148,6 +150,8 @@ class Crew:
         if isinstance(found, Exception):
             found = Outcome(message=f"{hand.name} failed: {found!r}")
         if found.refused or found.stopped:
+            if found.refused:
+                self.orders.refused(hand.task, hand.machine.host)
             self._release(hand)
             self._refuse(hand, found.refused or "it is told to close")
             return

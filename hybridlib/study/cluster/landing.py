@@ -1,5 +1,6 @@
 """Records of a run as bytes, which pass from a worker to the machine that asked, and land there as if made there."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -7,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from hybridlib.study import progress
 from hybridlib.study.records import RunFolder
 from hybridlib.study.run import Run
-from hybridlib.study.storage import locked, write_atomically
+from hybridlib.study.storage import InUse, locked, write_atomically
 
 RECORDS = ("steps.csv", "evals.csv", "run.json")
 LAST = "run.json"  # its presence means that a run is complete
@@ -49,6 +50,17 @@ def land(run: Run, files: dict[str, bytes]) -> None:
             records.set_aside()
         for name in sorted(wanted, key=lambda name: name == LAST):
             write_atomically(records.path / name, wanted[name])
+
+
+def set_aside(run: Run) -> None:
+    """Keep what lies here of `run` in `superseded/`, so that it is trained anew. Raise `StorageError`.
+
+    Nothing is done while a process trains it here: it is then not lost.
+    """
+    records = RunFolder(progress.run_folder(run))
+    if records.path.exists():
+        with suppress(InUse), locked(records.path, "sets it aside"):
+            records.set_aside()
 
 
 def why_not_whole(run: Run) -> str:

@@ -22,18 +22,18 @@ class Orders:
 
     def __init__(self, device: str, study: Study | None = None, fresh: bool = False) -> None:
         self.device, self.study, self.fresh, self.token = device, study, fresh, token_of(progress.OUTPUTS)
-        self.begun: set[str] = set()
+        self.begun: set[tuple[str, str, str]] = set()
         self.text_sha256 = cache(worker.text_sha256)  # of texts that many runs read
 
-    def order(self, task: Task, gpu: str) -> str:
-        """Return as JSON what `worker.work` is to know of `task`, on the GPU of the number `gpu` if it is not empty.
+    def order(self, task: Task, gpu: str, host: str) -> str:
+        """Return as JSON what `worker.work` on `host` is to know of `task`, on the GPU number `gpu` if it is not empty.
 
         A run that goes on to its baseline's loss is sent that baseline's records.
         """
         run, job, baseline = task.run, task.job, progress.baseline_folder(task.run)
-        beside = packed(baseline, RECORDS) if run.extend > 1 and run.id != baseline.name else {}
-        again, study = task.name in self.begun, self.study
-        self.begun.add(task.name)
+        beside = packed(baseline, RECORDS) if run.goes_on and run.id != baseline.name else {}
+        again, study = (run.study, run.id, host) in self.begun, self.study
+        self.begun.add((run.study, run.id, host))
         order = dict(
             run=run.model_dump(mode="json"),
             job=job and dict(stage=job.stage, notebook=job.notebook, parameters=job.parameters, extends=job.extends),
@@ -48,6 +48,10 @@ class Orders:
             fresh=self.fresh and not again,
         )
         return json.dumps(order)
+
+    def refused(self, task: Task, host: str) -> None:
+        """Know that the worker on `host` did not begin with `task`."""
+        self.begun.discard((task.run.study, task.run.id, host))
 
 
 def token_of(outputs: Path) -> str:

@@ -100,9 +100,8 @@ def own_place(token: str) -> Path:
 
 
 def train_alone_there(asked: dict[str, Any], run: Run, folder: Path) -> str:
-    """Train `run`, whose records lie in `folder`, as `asked`, without a notebook; return no warnings."""
-    train_alone(run, asked["device"])
-    return ""
+    """Train `run`, whose records lie in `folder`, as `asked`, without a notebook; return its warnings."""
+    return train_alone(run, asked["device"])
 
 
 def work(order: str, how: Callable[[dict[str, Any], Run, Path], str] = train_alone_there) -> dict[str, Any]:
