@@ -184,7 +184,7 @@ def test_peers_stand_beside_the_same_seeds_arm(fake_study, monkeypatch) -> None:
     executed = run_chapter("10_research", fake_study, monkeypatch, records=replace(records, runs=runs))
     mine, theirs = (runs[runs.arm == arm].set_index("seed") for arm in ("hybrid", "sham"))
     for row in executed.names["against"].itertuples():
-        assert row.behind_pct == pytest.approx(
+        assert row.change_pct == pytest.approx(
             100 * (theirs.held_out_loss[row.seed] / mine.held_out_loss[row.seed] - 1)
         )
         assert row.time_ratio == pytest.approx(theirs.train_s[row.seed] / mine.train_s[row.seed])
