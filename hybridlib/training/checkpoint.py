@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,8 @@ class CheckpointFile:
 
     def __init__(self, path: Path, before_save: Callable[[], State], about: dict[str, Any]) -> None:
         self.path, self.before_save, self.about = path, before_save, about
-        self.previous, self.stopped = (
-            path.with_name(f"{path.stem}.{of}{path.suffix}") for of in ("previous", "stopped")
-        )
+        self.previous = path.with_name(f"{path.stem}.previous{path.suffix}")
+        self.stopped = path.with_name(f"{path.stem}.stopped{path.suffix}")
         self._refused: set[Path] = set()
 
     def save(self, state: State) -> None:
@@ -72,10 +71,7 @@ class CheckpointFile:
         self.stopped.unlink(missing_ok=True)
 
     def stop(self, state: State) -> None:
-        """Write `state` to go on from, but not to roll back to: no loss has shown its weights to be sound.
-
-        Raises `StorageError` if there is no room.
-        """
+        """As `save`, to go on from but not to roll back to: no loss has shown the weights of `state` to be sound."""
         self._write(state, self.stopped)
 
     def _write(self, state: State, path: Path) -> None:
@@ -93,7 +89,7 @@ class CheckpointFile:
 
     def load(self) -> State | None:
         """Return the newest sound snapshot, to roll back to, if `newest` did not refuse it; None if there is none."""
-        kept = [path for path in (self.path, self.previous) if path not in self._refused]
+        kept = (path for path in (self.path, self.previous) if path not in self._refused)
         return next((whole["state"] for _, whole in self._sound(kept)), None)
 
     def newest(self, accept: Callable[[State], bool]) -> State | None:
@@ -108,7 +104,7 @@ class CheckpointFile:
         return None
 
     @staticmethod
-    def _sound(paths: list[Path]) -> Iterator[tuple[Path, State]]:
+    def _sound(paths: Iterable[Path]) -> Iterator[tuple[Path, State]]:
         for path in filter(Path.exists, paths):
             try:
                 yield path, read(path)
@@ -222,16 +218,3 @@ def sha256(path: Path, known: bytes) -> str:
         while piece := file.read(PIECE_BYTES):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the state of the generators that a step on `device` may draw from, as dropout does."""
-    state = dict(cpu=torch.get_rng_state())
-    return state | (dict(cuda=torch.cuda.get_rng_state(device)) if device.type == "cuda" else {})
-
-
-def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Put back `state`, as `random_state` returned it for `device`."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

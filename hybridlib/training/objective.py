@@ -138,3 +138,16 @@ def norm_of_gradients(weights: Weights) -> float:
     """Return the global 2-norm of the gradients that `weights` have."""
     gradients = [weight.grad for _, weight in weights if weight.grad is not None]
     return float(torch.nn.utils.get_total_norm([g.coalesce().values() if g.is_sparse else g for g in gradients]))
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of the generators that a step on `device` may draw from, as dropout does."""
+    state = dict(cpu=torch.get_rng_state())
+    return state | (dict(cuda=torch.cuda.get_rng_state(device)) if device.type == "cuda" else {})
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Put back `state`, as `random_state` returned it for `device`."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
