@@ -99,7 +99,9 @@ BF16, SPOILT = (
     ("plain_bf16", "memory_optimized", "spectral_bf16", "muon", "over_muon"),
     ("lr_spike", "wild_jump"),
 )
-LOOSER = dict.fromkeys([*BF16, *SPOILT], 2e-3)
+# SOAP turns into eigenbases of matrices whose rank a small batch leaves low: in what is left over, rounding alone
+# chooses the basis. Measured between two processors: 0.6 % of a loss, 8 % of a gradient norm, the same events.
+LOOSER = dict.fromkeys([*BF16, *SPOILT], 2e-3) | dict(soap=0.1)
 
 
 @pytest.fixture(autouse=True)
@@ -181,6 +183,8 @@ def test_a_run_computes_what_it_computed(feature: str, tmp_path: Path, request: 
         assert difference.empty, f"{feature} computes something else: {MEND}\n{difference.head()}"
         assert weights == (GOLDEN / f"{feature}.sha256").read_text().strip(), f"{feature} ends on other weights: {MEND}"
     else:
+        undone = golden.event.str.contains("rejected")  # its gradient moves nothing, and may overflow or not
+        found, golden = (table.assign(grad_norm=table.grad_norm.mask(undone)) for table in (found, golden))
         try:
             pd.testing.assert_frame_equal(found, golden, rtol=LOOSER.get(feature, 1e-5), atol=1e-7, check_exact=False)
         except AssertionError as error:
