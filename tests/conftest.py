@@ -126,8 +126,8 @@ class FakeStudy:
         records = RunFolder(self.folder / "runs" / run.id)
         last = (
             run.steps
-            if arm in ("baseline", "hybrid", "memory_optimized")
-            else int(run.extend * run.steps if run.goes_on else run.steps)
+            if arm in ("baseline", "hybrid", "memory_optimized") or not run.goes_on
+            else int(run.extend * run.steps)
         )
         spread, seconds, real_steps = 0.0 if arm == "baseline" else 0.01 * seed, 0.0, 0
         for step in range(1, last + 1):

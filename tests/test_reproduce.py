@@ -58,10 +58,9 @@ def test_the_pair_is_trained_again_beside_its_records_and_is_equal(little: Study
     made = {
         run.id: RunFolder(folder / "reproduced" / "runs" / run.id).facts["ended_at"] for run in reproduce.pair(little)
     }
-    (
-        folder / "reproduced" / "runs" / "hybrid-markov-s3" / "run.json"
-    ).unlink()  # as a start that was cut off leaves it:
-    (folder / "reproduced" / "reproduced.json").unlink()  # nothing has been judged since
+    # As a start that was cut off leaves it: one run is not complete, and nothing has been judged since.
+    (folder / "reproduced" / "runs" / "hybrid-markov-s3" / "run.json").unlink()
+    (folder / "reproduced" / "reproduced.json").unlink()
     assert saying(reproduce.reproduce, little, "cpu")[0]
     assert (
         RunFolder(folder / "reproduced" / "runs" / "baseline-markov-s3").facts["ended_at"] == made["baseline-markov-s3"]

@@ -117,7 +117,7 @@ def test_a_search_for_a_device_says_which_there_are(tiny: Path, capsys: pytest.C
 
 
 def test_what_a_run_trained_alone_warns_of_is_returned_and_a_signal_is_named(tmp_path: Path, monkeypatch) -> None:
-    python, script = sys.executable, tmp_path / "python"
+    script = tmp_path / "python"
 
     def as_if(*lines: str) -> None:
         script.write_text("\n".join(["#!/bin/sh", *lines]))
@@ -132,7 +132,6 @@ def test_what_a_run_trained_alone_warns_of_is_returned_and_a_signal_is_named(tmp
         CannotTrain, match="could not be trained: its process was ended by SIGKILL, as where memory runs"
     ):
         train_alone(tiny_run(), "cpu")
-    monkeypatch.setattr(sys, "executable", python)
 
 
 def test_a_full_disk_is_said_in_one_line(tiny: Path, monkeypatch, capsys: pytest.CaptureFixture) -> None:

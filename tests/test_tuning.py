@@ -165,4 +165,4 @@ def test_what_is_reported_has_its_searchs_best_settings(name: str) -> None:
 def test_a_number_of_trials_that_is_none_is_refused(count: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         tuning.main(["--trials", count])
-    assert f"argument --trials: '{count}'" in capsys.readouterr().err or "--trials" in capsys.readouterr().err
+    assert "argument --trials" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from hybridlib.study import arguments, progress
 from hybridlib.study.alone import interrupt_at_signals
-from hybridlib.study.cluster.blocks import NoCluster, Task, block_of
+from hybridlib.study.cluster.blocks import Task, block_of
 from hybridlib.study.cluster.connect import workers_of
 from hybridlib.study.cluster.crew import Crew
 from hybridlib.study.cluster.order import Orders
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with workers_of(args.scheduler, min(args.workers, len(todo))) as client:
             return 1 if train_side_by_side(client, todo, args.device) else 0
-    except (NoCluster, OSError) as error:  # StorageError is an OSError
+    except OSError as error:  # NoCluster and StorageError are
         print(error)
         return 1
     except KeyboardInterrupt:

@@ -19,7 +19,6 @@ from torch.quasirandom import SobolEngine
 
 from hybridlib.study import arguments, progress
 from hybridlib.study.alone import CannotTrain, interrupt_at_signals
-from hybridlib.study.cluster.blocks import NoCluster
 from hybridlib.study.cluster.connect import workers_of
 from hybridlib.study.parameters import load_study
 from hybridlib.study.progress_line import replace_unknown_characters
@@ -54,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:  # ParameterError is one
         print(error, file=sys.stderr)
         return 2
-    except (NoCluster, CannotTrain, OSError) as error:  # StorageError is an OSError
+    except (CannotTrain, OSError) as error:  # NoCluster and StorageError are OSErrors
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
