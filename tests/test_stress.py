@@ -10,10 +10,12 @@ from chapter import definitions, run_chapter
 from hybridlib.analysis.rules import read_rules
 
 
-def rule(name: str, hybrid_tokens_per_s: float = 100.0):
-    """Return a rule of the chapter, beside a hybrid of this throughput."""
-    hybrid = pd.DataFrame(dict(arm=["hybrid"], data=["text"], trained_tokens_per_s=[hybrid_tokens_per_s]))
-    return definitions("07_stress", asked=read_rules().stress, arm="hybrid", records=SimpleNamespace(runs=hybrid))[name]
+def rule(name: str, own_tokens_per_s: float = 100.0):
+    """Return a rule of the chapter, beside a hybrid of this throughput at the study's own shape, and faster others."""
+    arms, seeds = ["st4_recovery", "st4_recovery", "hybrid"], [45, 42, 45]
+    runs = dict(arm=arms, data="text", seed=seeds, trained_tokens_per_s=[own_tokens_per_s, 1e6, 1e6])
+    records = SimpleNamespace(runs=pd.DataFrame(runs))
+    return definitions("07_stress", asked=read_rules().stress, records=records)[name]
 
 
 def stress_steps(losses, events) -> pd.DataFrame:
@@ -43,7 +45,7 @@ def test_long_training_needs_stable_phases_and_no_rollback() -> None:
 
 
 @pytest.mark.parametrize(
-    ("losses", "tokens_per_s", "hybrid_tokens_per_s", "passes"),
+    ("losses", "tokens_per_s", "own_tokens_per_s", "passes"),
     [
         ([5.0] * 4, 50.0, 100.0, True),
         ([5.0] * 4, 49.0, 100.0, False),
@@ -52,10 +54,10 @@ def test_long_training_needs_stable_phases_and_no_rollback() -> None:
     ],
 )
 def test_finishing_needs_finite_losses_and_half_the_throughput(
-    losses: list[float], tokens_per_s: float, hybrid_tokens_per_s: float, passes: bool
+    losses: list[float], tokens_per_s: float, own_tokens_per_s: float, passes: bool
 ) -> None:
-    run = SimpleNamespace(data="text", trained_tokens_per_s=tokens_per_s)
-    assert rule("finishes", hybrid_tokens_per_s)(stress_steps(losses, {}), None, run)[0] == passes
+    run = SimpleNamespace(data="text", seed=45, trained_tokens_per_s=tokens_per_s)
+    assert rule("finishes", own_tokens_per_s)(stress_steps(losses, {}), None, run)[0] == passes
 
 
 def test_a_test_without_a_run_leaves_no_result(fake_study, monkeypatch) -> None:
