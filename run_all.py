@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hybridlib.analysis.rules import read_rules
 from hybridlib.study import progress, reproduce, sweeps
 from hybridlib.study.alone import CannotTrain, beside, interrupt_at_signals
 from hybridlib.study.arguments import DEVICES, count, device
 from hybridlib.study.cluster.blocks import NoCluster
 from hybridlib.study.execute import check, forget, job_state, why_again
-from hybridlib.study.parameters import OUTPUTS, ROOT, load_study
+from hybridlib.study.parameters import OUTPUTS, ROOT, ParameterError, load_study
 from hybridlib.study.pipeline import Pipeline, known_times, reach
 from hybridlib.study.plan import STAGES, Job, estimated_s, plan
 from hybridlib.study.progress_line import duration, replace_unknown_characters, use_utf8
@@ -62,7 +63,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     verify = "only that, for N complete runs chosen at random (default: 2)"
     add("--verify", nargs="?", const=2, type=count, metavar="N", help=verify)
     add("--choice", type=int, metavar="SEED", help="of --verify: choose as the start did that printed this number")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.choice is not None and args.verify is None:
+        parser.error("--choice belongs to --verify, which chooses by it")
+    for name in ("only", "arms", "data", "seeds", "scheduler", "reproduce"):
+        if args.verify is not None and getattr(args, name):
+            parser.error(f"--{name} does not go with --verify, which chooses among all complete runs, and trains here")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
             left = "" if args.full else "; it may be left to --full"
             raise ValueError(f"{study.study} has nothing to train in these stages of --arms, --data and --seeds{left}")
         check(jobs)
+        read_rules()
         if any(job.stage == "research" for job in jobs):
             sweeps.trials(study)
         again = reproduce.pair(study) if args.reproduce else []
@@ -94,11 +102,15 @@ def main(argv: list[str] | None = None) -> int:
             reach(args.scheduler)
         interrupt_at_signals()
         with locked(OUTPUTS / study.study, "executes its plan"):
-            return run(jobs, Pipeline(study, args.study, console, args.full), args)
+            return run(jobs, Pipeline(study, args.study, console, args.full, args.device), args)
     except InUse as error:
         return refuse(f"{error}: wait for it, or stop it.", 1)
-    except (CannotTrain, OSError) as error:  # StorageError and NoCluster are
+    except (CannotTrain, ParameterError, OSError) as error:  # StorageError and NoCluster are
         return refuse(error, 1)
+    except KeyboardInterrupt as interrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the cell that was cut off would report it, too
+        console.print("Stopped. The same command goes on from here.")
+        return RESUMABLE if interrupt.args == (signal.SIGTERM,) else 130
 
 
 def refuse(why: object, status: int) -> int:
@@ -157,10 +169,10 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
         if args.reproduce:
             agree = reproduce.reproduce(study, args.device, console)
         where = ["--scheduler", args.scheduler] if args.scheduler else []
-        research = args.full and "research" in (args.only or STAGES)
-        if research and beside("training.trials", "--study", args.study, *where):
+        stages = {job.stage for job in jobs}  # without those that the study leaves out
+        if args.full and "research" in stages and beside("training.trials", "--study", args.study, *where):
             console.print("[red]Some trials failed; the chapter of research names what is missing.[/]")
-        if "speed" in (args.only or (STAGES if args.full else ())):
+        if "speed" in stages and (args.full or args.only):
             console.print("Measuring speed: some minutes, with the machine to itself.")
             if beside("benchmark", "--study", args.study, "--device", args.device):
                 console.print("[red]Speed could not be measured; its chapter says what is missing.[/]")
@@ -169,11 +181,9 @@ def run(jobs: list[Job], pipeline: Pipeline, args: argparse.Namespace) -> int:
     except NoCluster as error:
         pipeline.write()
         return refuse(error, RESUMABLE)
-    except KeyboardInterrupt as interrupt:
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the cell that was cut off would report it, too
+    except KeyboardInterrupt:
         pipeline.write()
-        console.print("Stopped. The same command goes on from here.")
-        return RESUMABLE if interrupt.args == (signal.SIGTERM,) else 130
+        raise
     status = pipeline.conclude(jobs, time.monotonic() - started)
     return status if agree else refuse("What was trained again does not agree with its records: see above.", 1)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridlib.study.cluster.blocks import PATIENCE_S, Block, Machine, Task, Waiting, machine_of
+from hybridlib.study.cluster.blocks import PATIENCE_S, Block, Machine, NoCluster, Task, Waiting, machine_of
 from hybridlib.study.cluster.hand import About
 
 A, A2, B = Machine("cpu: A", "one"), Machine("cpu: A", "two"), Machine("cpu: B", "three")
@@ -60,6 +60,20 @@ def test_a_group_stays_with_what_computes_alike() -> None:
     assert waiting.take(B, [A, B], 0.0).name == "z"
     assert waiting.take(B, [A, B], 0.0) is None
     assert waiting.take(A2, [A2, B], 0.0).name == "y"
+
+
+def test_what_is_complete_says_which_kind_the_rest_of_its_group_needs_and_that_is_not_waited_for_in_vain() -> None:
+    done = block("x", 1.0, group="seed 1", machine=machine_of("cpu: A, 2 threads"))
+    done.done.append(done.tasks[0])
+    waiting = Waiting([done, block("y", 1.0, group="seed 1"), block("z", 1.0, group="seed 2")])
+    assert waiting.take(B, [B], 0.0).name == "z" and waiting.take(B, [B], 0.0) is None
+    for there, now_s in (([B], 5.0), ([], 5.0 + PATIENCE_S), ([B], 6.0 + PATIENCE_S), ([A, B], 6.0 + 3 * PATIENCE_S)):
+        waiting.require(there, now_s)  # too early, or nobody there who could tell, or one of that kind
+    waiting.require([B], 100.0)
+    with pytest.raises(NoCluster, match="seed 1: the others were trained on cpu: A. On cpu: B rounding differs"):
+        waiting.require([B], 100.0 + PATIENCE_S)
+    assert waiting.take(A, [A, B], 200.0).name == "y"
+    waiting.require([B], 300.0), waiting.require([B], 400.0)
 
 
 @settings(max_examples=200, deadline=None)
@@ -121,7 +135,9 @@ def test_each_worker_of_a_host_gets_a_gpu_of_its_own() -> None:
         there.gpu_for("auto", ["0", "1", "2"])
     assert there.machine("auto", "2") == Machine("cuda: A100", "h")
     assert HERE.model_copy(update=dict(gpus=["H100"])).gpu_for("auto", []) == "", "the only one needs no choice"
-    assert there.gpu_for("cuda:1", []) == there.gpu_for("cpu", []) == ""
+    assert there.gpu_for("cuda:1", ["0"]) == "1" and there.gpu_for("cpu", []) == ""
+    with pytest.raises(ValueError, match="cuda:1: it has a worker already; --device auto gives each a GPU of its own"):
+        there.gpu_for("cuda:1", ["1"])
     assert there.machine("cuda:2", "").computes == "cuda: A100"
     assert there.machine("cpu", "").computes == "cpu: P"
     with pytest.raises(ValueError, match="cuda:0: it has no GPU"):

@@ -27,7 +27,7 @@ from hybridlib.study.cluster.blocks import Block, Machine, Task, Waiting, block_
 from hybridlib.study.cluster.order import Orders
 from hybridlib.study.parameters import ROOT
 from hybridlib.study.plan import Job
-from hybridlib.study.records import RunFolder
+from hybridlib.study.records import EvalRecord, RunFolder
 from hybridlib.study.run import Run
 
 # What each worker of a crowd need not do for one process: profile itself, and look at the system twice a second.
@@ -260,6 +260,33 @@ def test_any_character_and_any_file_name_reaches_a_worker(tmp_path: Path, monkey
     )  # fmt: skip
     written = Path(notebook.study_here(asked, run()))
     assert yaml.safe_load(written.read_text(encoding="utf-8")) == dict(about="\N{ROCKET}")
+
+
+def test_what_no_run_reads_in_a_folder_of_texts_makes_no_other_text_of_it(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(worker, "ROOT", tmp_path)
+    (tmp_path / "texts" / "more").mkdir(parents=True)
+    (tmp_path / "texts" / "more" / "a.txt").write_text("a")
+    before = worker.text_sha256("texts")
+    for name in (".git/index", "more/.DS_Store", "__pycache__/a.pyc"):
+        (tmp_path / "texts" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "texts" / name).write_text("of this machine")
+    assert worker.text_sha256("texts") == before
+    (tmp_path / "texts" / "more" / "a.txt").write_text("b")
+    assert worker.text_sha256("texts") != before
+
+
+def test_damaged_records_of_a_baseline_are_not_sent(own_outputs: Path) -> None:
+    hybrid = run(arm="hybrid", extend=2.0)
+    baseline = RunFolder(progress.baseline_folder(hybrid))
+    baseline.add(EvalRecord(1, 1, 1.0, 1.0))
+    baseline.finish(dict(arm="baseline", data=hybrid.data, seed=hybrid.seed))
+
+    def sent() -> dict[str, str]:
+        return json.loads(Orders("cpu").order(Task(hybrid, None, 1.0), "", "a"))["beside"]["baseline-markov-s5"]
+
+    assert "evals.csv" in sent()
+    (baseline.path / "evals.csv").write_bytes(b"\xff")
+    assert sent() == {}
 
 
 def test_a_block_that_begins_anew_elsewhere_finds_nothing_of_the_lost_machine(own_outputs: Path, monkeypatch) -> None:

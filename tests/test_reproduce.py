@@ -78,7 +78,8 @@ def test_the_pair_is_trained_again_beside_its_records_and_is_equal(little: Study
 def test_without_records_there_is_nothing_to_reproduce(little: Study, tmp_path: Path) -> None:
     agree, said = saying(reproduce.reproduce, little, "cpu")
     assert agree and "Nothing to reproduce" in said
-    assert saying(reproduce.verify, little, 2, None, "cpu")[0]
+    agree, said = saying(reproduce.verify, little, 2, None, "cpu")
+    assert not agree and "Nothing to verify: no run of little is complete" in said, "nothing that was compared agrees"
     assert not (tmp_path / "outputs").exists()
 
 

@@ -1,11 +1,14 @@
 """The plan and the command: what would be run, in which order, and what is refused before anything is."""
 
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from rich.console import Console
 
 import run_all
 from hybridlib.study import chapters, execute, pipeline, progress, progress_line
-from hybridlib.study.parameters import ROOT, load_study
+from hybridlib.study.parameters import ROOT, ParameterError, load_study
 from hybridlib.study.plan import CHAPTERS, STAGES, TRAINING, Job, estimated_s, plan
 from hybridlib.study.records import EvalRecord, RunFolder, StepRecord
 from hybridlib.study.storage import InUse, locked
@@ -195,6 +198,59 @@ def test_the_pipelines_outcome_keeps_what_is_still_true(tmp_path, monkeypatch):
     assert (tmp_path / "smoke" / "results" / "pipeline.csv").read_text().splitlines()[0] == ",".join(pipeline.COLUMNS)
 
 
+def executed(job: Job, outputs: Path) -> None:
+    """Lay a copy of the chapter of `job` in `outputs`, as if it had been executed."""
+    path = outputs / "smoke" / "notebooks" / f"{job.notebook}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dict(metadata=dict(made_by=chapters.made_by(job)))))
+
+
+def test_chapters_made_on_a_device_are_complete_when_the_same_command_comes_again(tmp_path, monkeypatch):
+    for module in (pipeline, chapters, progress):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
+    job = next(job for job in plan(SMOKE, "smoke", device="cpu") if job.stage == "functionality")
+    executed(job, tmp_path)
+    for device, said in (("cpu", "complete"), ("cuda:0", "missing")):
+        table = pipeline.Pipeline(SMOKE, "smoke", Console(), device=device).write().set_index("job")
+        assert table.status[job.name] == said
+
+
+def test_a_report_that_was_not_typeset_stays_failed_until_it_is(tmp_path, monkeypatch):
+    for module in (pipeline, chapters, progress):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
+    report = plan(SMOKE, "smoke")[-1]
+    executed(report, tmp_path)
+    first = pipeline.Pipeline(SMOKE, "smoke", Console())
+    first.add(report, "failed", 1.0, "no TeX")
+    first.write()
+    for then in ("failed", "complete"):
+        again = pipeline.Pipeline(SMOKE, "smoke", Console())
+        if then == "complete":
+            again.add(report, "complete", 1.0)
+        assert again.write().set_index("job").status[report.name] == then
+
+
+@pytest.mark.parametrize("baseline_is_known", [False, True])
+def test_a_checkpoint_is_kept_while_it_is_open_whether_its_run_goes_on(
+    baseline_made, tmp_path, baseline_is_known: bool
+) -> None:
+    run = SMOKE.run("hybrid", "text", 42)
+    records = RunFolder(progress.run_folder(run))
+    for step in range(1, 61):
+        records.add(StepRecord(step, "full", 1, 4.0, 54.6, 1.0, 128 * step, 0.5, None, 10.0, 0.0, ""))
+    records.add(EvalRecord(60, 60, 30.0, 4.0))
+    facts = dict(arm="hybrid", data="text", seed=42, last_step=60, device="cpu: by hand, 1 threads")
+    records.finish(progress.identity(run) | facts | dict(summary=dict(held_out_loss=4.0)))
+    progress.weights_path(run).touch()
+    checkpoint = progress.checkpoint_path(run)
+    checkpoint.touch()
+    if not baseline_is_known:
+        shutil.rmtree(baseline_made.path)
+    assert run.goes_on and progress.run_state(run) == "complete"
+    execute.tidy(Job("benchmark", TRAINING, {}, run), "smoke")
+    assert checkpoint.exists() != baseline_is_known
+
+
 def test_a_job_that_the_whole_plan_has_otherwise_is_concluded_with_the_others(tmp_path, monkeypatch, capsys):
     """In which order a seed's arms come depends on which stages are asked for, and by it which runs are extended."""
     for module in (pipeline, chapters, progress):
@@ -307,6 +363,10 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
         (["--study", "smoke", "--verify", "0"], "'0' is no whole number from 1 on"),
         (["--study", "smoke", "--only", "report", "--arms", "hybrid"], "nothing to train in these stages"),
         (["--study", "gpt2-small", "--only", "report", "predictors"], "--only predictors: study gpt2-small"),
+        (["--study", f"{'x' * 300}.yaml"], "xxx.yaml is no file; "),
+        (["--study", "smoke", "--choice", "3"], "--choice belongs to --verify"),
+        (["--study", "smoke", "--verify", "--arms", "hybrid"], "--arms does not go with --verify"),
+        (["--study", "smoke", "--verify", "--scheduler", "here"], "--scheduler does not go with --verify"),
     ],
 )
 def test_a_wrong_argument_is_refused(args, said, capsys):
@@ -374,6 +434,58 @@ def test_a_broken_sweep_is_refused_before_anything_runs(tmp_path, monkeypatch, c
     assert status("--study", "smoke", "--dry-run") == 2
     assert "smoke.yaml: one: a: run: no arm 'hybird': did you mean hybrid?" in " ".join(capsys.readouterr().out.split())
     assert status("--study", "smoke", "--dry-run", "--only", "benchmark") == 0
+
+
+@pytest.mark.parametrize("content", ["a: [", "alpha: 0.05"])
+def test_broken_criteria_are_refused_before_anything_runs(tmp_path, monkeypatch, capsys, content):
+    file = tmp_path / "criteria.yaml"
+    file.write_text(content)
+    monkeypatch.setattr(run_all, "read_rules", partial(run_all.read_rules, file))
+    assert status("--study", "smoke", "--dry-run") == 2
+    assert str(file) in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_turns_invalid_while_a_study_runs_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    for module in (run_all, pipeline, chapters, progress):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
+
+    def turned(*given) -> None:
+        raise ParameterError("s.yaml: no longer valid")
+
+    monkeypatch.setattr(execute.chapters, "made_by", turned)
+    assert status("--study", "smoke", "--only", "question", "--keep-going") == 1
+    assert "the notebook could not be executed: s.yaml: no longer valid" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setattr(run_all, "run", turned)
+    assert status("--study", "smoke", "--only", "question") == 1
+    assert "s.yaml: no longer valid" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, 130), (signal.SIGTERM, run_all.RESUMABLE)])
+def test_a_signal_at_any_time_is_said_and_the_status_tells_which(tmp_path, monkeypatch, capsys, number, ends):
+    for module in (run_all, pipeline, chapters, progress):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
+
+    def interrupted(*given) -> None:
+        raise KeyboardInterrupt(number)
+
+    monkeypatch.setattr(run_all, "run", interrupted)
+    assert status("--study", "smoke", "--only", "question") == ends
+    assert "Stopped. The same command goes on from here." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("only", [[], ["question"]])
+def test_full_leaves_out_what_the_study_leaves_out(tmp_path, monkeypatch, only):
+    content = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(content | dict(study="s", leave_out=["research", "speed"])))
+    for module in (run_all, pipeline, chapters, progress):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
+    began = []
+    monkeypatch.setattr(run_all, "beside", lambda *command: began.append(command))
+    monkeypatch.setattr(run_all, "go_through", lambda *given: True)
+    asked = ["--only", *only] if only else []
+    assert status("--study", str(tmp_path / "s.yaml"), "--full", *asked) == 1 and not began
+    assert status("--study", "smoke", "--full", *asked) == 1
+    assert [command[0] for command in began] == ([] if only else ["training.trials", "benchmark"])
 
 
 def test_stages_that_a_study_leaves_out_are_not_planned():

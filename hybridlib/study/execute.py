@@ -136,11 +136,11 @@ def execute_into(out: Path, job: Job, console: Console) -> None:
     `JobFailed` and `StorageError`. On `KeyboardInterrupt` the kernel is shut down before the exception goes on.
     """
     part = part_of(out).with_suffix(".part.ipynb")
-    facts = {} if job.run else dict(made_by=chapters.made_by(job))
     os.environ[PIPELINE] = job.notebook  # its kernel inherits this
     said = SimpleNamespace(write=partial(show_warnings, console), flush=lambda: None)  # a file for stderr
     options = dict(kernel_manager_class=Kernel, shutdown_kernel="immediate", progress_bar=False, stderr_file=said)
     try:
+        facts = {} if job.run else dict(made_by=chapters.made_by(job))
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             paths = literal(source(job)), literal(part)
@@ -169,8 +169,8 @@ def show_warnings(console: Console, text: str) -> None:
 
 
 def tidy(job: Job, study: str) -> None:
-    """Delete the checkpoints of `job` in `study`, kept for an extension that was not needed, if it is complete."""
-    if job.run and job_state(job, study) == "complete":
+    """Delete the checkpoints of a complete `job` in `study`, once its baseline shows that it needs no extension."""
+    if job.run and job_state(job, study) == "complete" and progress.target_loss(job.run) is not None:
         remove_checkpoints(progress.run_folder(job.run))
 
 

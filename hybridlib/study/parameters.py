@@ -156,7 +156,7 @@ def study_path(name: str) -> Path:
     Raises `ParameterError` where there is none.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else PARAMS / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a folder that may not be looked into
         there = known_studies()
         near = f"{instead(path.stem, there)} Known: {', '.join(there)}; or give a .yaml file"
         raise ParameterError(f"no study {name!r}: {path} is no file; {near}")
@@ -186,7 +186,7 @@ def load_study(name: str) -> Study:
         raise refusal(path, error) from None
     there = known_studies() if study.also_reads else []
     for other in study.also_reads:
-        if other not in there and not (OUTPUTS / other).is_dir():
+        if other not in there and not os.path.isdir(OUTPUTS / other):
             raise ParameterError(f"{path}: also_reads: no study {other!r}: {instead(other, there)}")
     return study
 

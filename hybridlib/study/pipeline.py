@@ -28,7 +28,9 @@ COLUMNS = ["job", "stage", "status", "seconds", "message"]
 
 @dataclass
 class Pipeline:
-    """The jobs of `study`, which the notebooks know as `name`, said on `console`; `full` includes what `--full` adds.
+    """The jobs of `study`, which the notebooks know as `name`, on `device`, said on `console`.
+
+    `full` includes what `--full` adds.
 
     `outcomes` holds status, seconds and message of this start's jobs by name; those of earlier starts are kept while
     they are true.
@@ -38,6 +40,7 @@ class Pipeline:
     name: str
     console: Console
     full: bool = False
+    device: str = "auto"
     outcomes: dict[str, tuple[str, float, str]] = field(default_factory=dict)
 
     def attempt(self, job: Job, label: str) -> bool:
@@ -102,7 +105,7 @@ class Pipeline:
         """Write to `results/pipeline.csv`, and return, a row for each job of `stages`: complete, failed or missing."""
         file, rows = OUTPUTS / self.study.study / "results" / "pipeline.csv", []
         earlier = self._earlier(file)
-        for job in plan(self.study, self.name, only=stages, full=self.full):
+        for job in plan(self.study, self.name, only=stages, full=self.full, device=self.device):
             outcome = self._outcome(job, earlier.get(job.name, {}))
             rows.append(dict(zip(COLUMNS, (job.name, job.stage, *outcome))))
         table = pd.DataFrame(rows, columns=COLUMNS)
@@ -146,10 +149,10 @@ class Pipeline:
         if job.name in self.outcomes:
             return self.outcomes[job.name]
         found = job_state(job, self.study.study)
+        if was.get("status") == "failed" and found not in WHOLE:  # a report that was executed, and not typeset, too
+            return "failed", was["seconds"], was["message"]
         if found in (*WHOLE, "reads"):  # a chapter that reads was executed by an earlier start
             return "complete", was.get("seconds", ""), ""
-        if was.get("status") == "failed":
-            return "failed", was["seconds"], was["message"]
         return "missing", "", "" if found == "missing" else found
 
 

@@ -135,7 +135,7 @@ def target_loss(run: Run) -> float | None:
 def may_extend(run: Run, last_step: int) -> bool:
     """Return whether `run`, at `last_step`, should go on: it has a target, not reached yet, and steps left to try."""
     target = target_loss(run)
-    if not run.goes_on or target is None or last_step >= int(run.extend * run.steps):
+    if target is None or last_step >= run.most_steps:
         return False
     return RunFolder(run_folder(run)).evals().held_out_loss.min() > target
 

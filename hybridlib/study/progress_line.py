@@ -84,7 +84,7 @@ def how_far(run: Run, folder: Path, since: float) -> str:
         text = file.read_text(encoding="utf-8", errors="replace")
         steps = pd.read_csv(io.StringIO(text[: text.rfind("\n") + 1]))
         step, losses, recent_s = int(steps.step.iloc[-1]), steps.loss.dropna(), steps.tail(100).step_s.mean()
-        last = run.steps if step <= run.steps else int(run.extend * run.steps)
+        last = run.steps if step <= run.steps else run.most_steps
         loss = f"loss {losses.iloc[-1]:.3f}, " if len(losses) else ""
         rate, left = f"{run.batch_size * run.seq_len / recent_s:,.0f} tokens/s", duration((last - step) * recent_s)
     except (OSError, ValueError, LookupError, AttributeError, ArithmeticError):  # no row yet, or a damaged one

@@ -56,14 +56,17 @@ def reproduce(study: Study, device: str, console: Console) -> bool:
 def verify(study: Study, count: int, choice: int | None, device: str, console: Console) -> bool:
     """Do what `reproduce` does with `study`, `device` and `console` for `count` complete runs, to their nominal end.
 
-    They are chosen at random, by the seed `choice` if it is given.
+    They are chosen at random, by the seed `choice` if it is given. Without any there is nothing that agrees.
     """
     there = recorded([job.run for job in plan(study, study.study, full=True) if job.run and not job.extends])
+    if not there:
+        console.print(f"Nothing to verify: no run of {study.study} is complete and made by today's parameters.")
+        return False
     choice = random.randrange(10**6) if choice is None else choice
     runs = random.Random(choice).sample(there, min(count, len(there)))
     names = ", ".join(run.id for run in runs)
     console.print(f"{len(runs)} of {len(there)} complete runs, chosen by --choice {choice}: {names}.")
-    return judged(study, runs, [again(run, extend=1.0) for run in runs], device, console) if runs else True
+    return judged(study, runs, [again(run, extend=1.0) for run in runs], device, console)
 
 
 def again(run: Run, **changes: Any) -> Run:

@@ -15,6 +15,7 @@ PRESETS = {
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$", max_length=100)]  # leads out of no folder
 UNTIMED_STEPS = 3  # a run's first steps are off the clock: lazy initialisation, allocation, caches
+SKIPPED = ("__pycache__", "site-packages", "dist-packages")  # not read in folders of text; nor is what is hidden
 LEAST_VOCAB = 257  # of a byte-level tokenizer: all bytes, and one more
 HELD_OUT_SEED = 0x4E1D  # takes a seed's place for held-out batches, which are the same for every run
 
@@ -126,6 +127,11 @@ class Run(Shape, Arm):
         if self.fault and self.fault.step > self.steps:
             raise ValueError(f"fault.step {self.fault.step} lies beyond the {self.steps} steps: it would never happen")
         return self
+
+    @property
+    def most_steps(self) -> int:
+        """The nominal steps after which it ends even if it has not reached its target."""
+        return int(self.extend * self.steps) if self.goes_on else self.steps
 
     @property
     def id(self) -> str:

@@ -153,7 +153,7 @@ class Loop:
         trainer.snapshot()  # records too: an extension starts here, even if the target is known only later
         if progress.may_extend(run, trainer.state.step - 1):
             target = progress.target_loss(run)
-            while trainer.state.step <= int(run.extend * run.steps) and self.held_out_loss > target:
+            while trainer.state.step <= run.most_steps and self.held_out_loss > target:
                 self._step()
 
     def _step(self) -> None:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hybridlib.study.run import SKIPPED
+
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
-SKIPPED = ("__pycache__", "site-packages", "dist-packages")
 Notes = dict[str, list[str]]  # remarks for the user, each with the files that it holds for
 
 

@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     interrupt_at_signals()
     try:
         with workers_of(args.scheduler, min(args.workers, len(todo))) as client:
-            return 1 if train_side_by_side(client, todo, args.device) else 0
+            return 1 if train_side_by_side(client, every, args.device) else 0
     except OSError as error:  # NoCluster and StorageError are
         print(error)
         return 1
@@ -71,13 +71,14 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def train_side_by_side(client: distributed.Client, todo: list[Run], device: str = "cpu") -> int:
-    """Train the runs `todo` on `device` of the workers of `client`, each in a fresh process.
+def train_side_by_side(client: distributed.Client, every: list[Run], device: str = "cpu") -> int:
+    """Train those of the runs `every` that are not complete on `device` of the workers of `client`, each in a process.
 
-    Print and count those that fail. Raise `NoCluster`.
+    Complete ones say which kind of machine the others of their seed need. Print and count those that fail. Raise
+    `NoCluster`.
     """
     console, failed = Console(highlight=False, soft_wrap=True), []
-    tasks = [Task(run, None, training_s(run, {})) for run in todo]
+    tasks = [Task(run, None, training_s(run, {})) for run in every]
     blocks = [block_of(task.run.id, [task], group=f"seed {task.run.seed}") for task in tasks]
 
     def ended(task: Task, message: str, seconds: float) -> bool:

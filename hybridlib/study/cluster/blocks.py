@@ -1,5 +1,6 @@
 """Blocks of runs, each for one machine, and which of them a worker gets next. Nothing here knows Dask."""
 
+import math
 import re
 import time
 from collections.abc import Iterable
@@ -91,9 +92,11 @@ class Waiting:
     (Graham 1969, "Bounds on multiprocessing timing anomalies", SIAM Journal on Applied Mathematics 17).
     """
 
-    def __init__(self, blocks: Iterable[Block]) -> None:
+    def __init__(self, blocks: list[Block]) -> None:
         self.blocks = [block for block in blocks if block.todo]
-        self.computes: dict[str, str] = {}  # what computes the blocks of a group
+        known = ((block.group, block.machine.computes) for block in blocks if block.group and block.machine)
+        self.computes = dict(known)  # what computes the blocks of a group
+        self.stuck_since_s = math.inf
         self._sort()
 
     def take(self, machine: Machine, present: Iterable[Machine], now_s: float) -> Block | None:
@@ -112,10 +115,27 @@ class Waiting:
                     block.done.clear()
                 if block.group:
                     self.computes[block.group] = machine.computes
-                block.machine, block.moved = machine, gone
+                block.machine, block.moved, self.stuck_since_s = machine, gone, math.inf
                 self.blocks.remove(block)
                 return block
         return None
+
+    def require(self, there: Iterable[Machine], now_s: float) -> None:
+        """Raise `NoCluster` if what waits has waited, at `now_s`, PATIENCE_S seconds for machines that are not `there`.
+
+        To be asked while nobody is at work. What is not there is the kind that computed the rest of the groups.
+        """
+        here, wanted = {each.computes for each in there}, {self.computes.get(block.group) for block in self.blocks}
+        if not here or not wanted or None in wanted or wanted & here:
+            self.stuck_since_s = math.inf
+            return
+        self.stuck_since_s = min(self.stuck_since_s, now_s)
+        if now_s - self.stuck_since_s >= PATIENCE_S:
+            groups, kinds, others = (", ".join(sorted(n)) for n in ({b.group for b in self.blocks}, wanted, here))
+            raise NoCluster(
+                f"{groups}: the others were trained on {kinds}. On {others} rounding differs, and losses with it. "
+                f"The same command goes on where there is such a machine."
+            )
 
     def put_back(self, block: Block, now_s: float) -> None:
         """Let `block`, whose worker is lost at the time `now_s`, wait again."""

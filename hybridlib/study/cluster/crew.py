@@ -50,8 +50,8 @@ class Crew:
     def train(self, blocks: list[Block], ended: Ended) -> None:
         """Train the `blocks`; call `ended` with each task, why it failed, if it did, and the seconds that it took.
 
-        Once that returns False, no task is begun any more. Raise `NoCluster` when the scheduler is gone. On any
-        exception, workers are told to stop, and have time for a checkpoint.
+        Once that returns False, no task is begun any more. Raise `NoCluster` when the scheduler is gone, or no machine
+        is of the kind that the rest needs. On any exception, workers are told to stop, and have time for a checkpoint.
         """
         self.waiting, self.ended, self.going_on, self.count = Waiting(blocks), ended, True, 0
         self.client.subscribe_topic(worker.TOPIC, self._hear)
@@ -104,6 +104,8 @@ class Crew:
                         for task in hand.block.tasks:
                             set_aside(task.run)
                     self._next(hand)
+        if not any(hand.block for hand in self.hands.values()):
+            self.waiting.require(present, time.monotonic())
 
     def _next(self, hand: Hand) -> None:
         """Have `hand` begin the next task of its block, or end with the block."""
@@ -176,9 +178,9 @@ class Crew:
             if isinstance(found, Exception):
                 raise ValueError(f"it, or the scheduler, was not started with this project: {found!r}")
             found.must_be_like(self.about)
-            hand.gpu = found.gpu_for(
-                self.orders.device, [other.gpu for other in others if other.machine.host == found.host]
-            )
+            taken = [other.gpu for other in others if other.machine.host == found.host]
+            shares = self.orders.study is None and self.orders.device != "auto"  # trials are compared by loss alone
+            hand.gpu = found.gpu_for(self.orders.device, [] if shares else taken)
             machine = found.machine(self.orders.device, hand.gpu)
             if any(other.machine.kind != machine.kind for other in others):
                 raise ValueError(

@@ -30,20 +30,24 @@ class About(BaseModel):
             raise ValueError("; ".join(said[:FEW]) + more)
 
     def gpu_for(self, device: str, taken: list[str]) -> str:
-        """Return the number of the GPU that this worker is given: none if it has but one, or `device` names one.
+        """Return the number of the GPU that this worker is on: the one that `device` names, else one that is free.
 
-        `taken` are those of the other workers of its host. Raise `ValueError` where none is left, or where it has not
-        the one that `device` names.
+        It is empty where the worker has but one, or trains on the CPU. `taken` are those of the other workers of its
+        host that it must not share. Raise `ValueError` where none is left, or where it has not, or must not share, the
+        one that `device` names.
         """
         if device.startswith("cuda") and not self.gpus:
             raise ValueError(f"--device {device}: it has no GPU")
         if _number(device) >= max(len(self.gpus), 1):
             raise ValueError(f"--device {device}: its last GPU is cuda:{len(self.gpus) - 1}")
-        count = len(self.gpus) if device == "auto" else 0
-        free = [str(at) for at in range(count) if str(at) not in taken]
-        if count > 1 and not free:
-            raise ValueError(f"each of the {count} GPUs of {self.host} has a worker already")
-        return free[0] if count > 1 else ""
+        if device == "cpu" or len(self.gpus) < 2:
+            return ""
+        if device != "auto" and str(_number(device)) in taken:
+            raise ValueError(f"--device {device}: it has a worker already; --device auto gives each a GPU of its own")
+        free = [str(at) for at in range(len(self.gpus)) if str(at) not in taken]
+        if not free:
+            raise ValueError(f"each of the {len(self.gpus)} GPUs of {self.host} has a worker already")
+        return free[0] if device == "auto" else str(_number(device))
 
     def machine(self, device: str, gpu: str) -> Machine:
         """Return the machine of this worker when it trains on `device`, there on the GPU `gpu` if that has a number."""
@@ -63,8 +67,8 @@ class Hand:
     """A worker at `address`, called `name`, on `machine`, and what it is at.
 
     `machine` is None until it has said what it is, and for one that is refused. `gpu` is the number of the GPU that it
-    is given, empty where it may choose. It works at `task` of `block` since `since_s`, which ends with `future`; `said`
-    is how far it is.
+    is on, empty where it has but one or none. It works at `task` of `block` since `since_s`, which ends with `future`;
+    `said` is how far it is.
     """
 
     address: str

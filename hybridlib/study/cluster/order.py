@@ -10,6 +10,7 @@ from hybridlib.study.cluster import worker
 from hybridlib.study.cluster.blocks import Task
 from hybridlib.study.cluster.landing import RECORDS, packed
 from hybridlib.study.provenance import from_root
+from hybridlib.study.records import RunFolder
 from hybridlib.study.schema import Study
 from hybridlib.study.storage import write_atomically
 
@@ -26,12 +27,13 @@ class Orders:
         self.text_sha256 = cache(worker.text_sha256)  # of texts that many runs read
 
     def order(self, task: Task, gpu: str, host: str) -> str:
-        """Return as JSON what `worker.work` on `host` is to know of `task`, on the GPU number `gpu` if it is not empty.
+        """Return as JSON what `worker.work` on `host` is to know of `task`, on the GPU number `gpu` if that is chosen.
 
         A run that goes on to its baseline's loss is sent that baseline's records.
         """
         run, job, baseline = task.run, task.job, progress.baseline_folder(task.run)
-        beside = packed(baseline, RECORDS) if run.goes_on and run.id != baseline.name else {}
+        wanted = run.goes_on and run.id != baseline.name and RunFolder(baseline).facts is not None  # None if damaged
+        beside = packed(baseline, RECORDS) if wanted else {}
         again, study = (run.study, run.id, host) in self.begun, self.study
         self.begun.add((run.study, run.id, host))
         order = dict(
@@ -39,7 +41,7 @@ class Orders:
             job=job and dict(stage=job.stage, notebook=job.notebook, parameters=job.parameters, extends=job.extends),
             study=study and study.model_copy(update=dict(also_reads=[])).model_dump(mode="json"),
             device=self.device,
-            gpu=gpu,
+            gpu=gpu if self.device == "auto" else "",  # a GPU that the device names is found by that name
             texts={path: self.text_sha256(path) for path in run.source.paths},
             beside={baseline.name: {name: content.decode() for name, content in beside.items()}},
             outputs=str(progress.OUTPUTS),

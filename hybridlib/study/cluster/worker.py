@@ -29,7 +29,7 @@ from hybridlib.study.alone import CannotTrain, train_alone
 from hybridlib.study.cluster.landing import FILES, Outcome, packed
 from hybridlib.study.progress_line import how_far
 from hybridlib.study.provenance import ROOT, from_root
-from hybridlib.study.run import Run
+from hybridlib.study.run import SKIPPED, Run
 from hybridlib.study.storage import InUse, StorageError, locked, write_atomically
 from hybridlib.training import NUMERICS
 
@@ -76,11 +76,12 @@ def gpus() -> list[str]:
 
 
 def text_sha256(path: str) -> str:
-    """Return the checksum of the text file `path`, or of all files in that folder; empty where there is nothing."""
+    """Return the checksum of the text file `path`, or of all in that folder that are read; empty where none is."""
     base, digest = ROOT / path, hashlib.sha256()
-    files = [base] if base.is_file() else sorted(file for file in base.rglob("*") if file.is_file())
-    for file in files:
-        digest.update(os.fsencode(file.relative_to(base)) + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+    files = [base] if base.is_file() else sorted(filter(Path.is_file, base.rglob("*")))
+    names = {file: file.relative_to(base) for file in files}
+    for file in (one for one, name in names.items() if not any(p in SKIPPED or p[0] == "." for p in name.parts)):
+        digest.update(os.fsencode(names[file]) + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest() if files else ""
 
 
