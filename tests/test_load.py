@@ -53,7 +53,7 @@ def test_seeds_may_come_from_different_processors_but_a_pair_may_not(fake_study)
     one, other = "cpu: by hand, 1 threads", "cpu: another, 1 threads"
     mixed = runs.assign(device=runs.seed.map({1: one, 2: other, 3: one}))
     load.refuse_mixture(mixed)
-    assert load.devices(mixed) == f"{one} (text, seeds 1, 3); {other} (text, seeds 2)"
+    assert load.devices(mixed) == f"{one} (text, seeds 1, 3); {other} (text, seed 2)"
     assert load.devices(runs) == one
     mixed.loc[(mixed.seed == 2) & (mixed.arm == "hybrid"), "device"] = one
     with pytest.raises(ValueError, match="the runs on text with seed 2 must have one device to be compared") as refused:
@@ -90,10 +90,22 @@ def test_precisions_are_said_by_arm() -> None:
     assert precisions(runs[runs.arm != "b"]) == "Precision: fp32 for all." and precisions(runs.head(0)) == ""
 
 
+def test_a_run_that_two_lines_plan_is_missing_once(tmp_path) -> None:
+    lines = [
+        dict(arms=["baseline", "hybrid"], data=["text"], seeds=[1]),
+        dict(arms=["baseline"], data=["text"], full=True),
+    ]
+    fake = FakeStudy(tmp_path, plan=dict(benchmark=lines))
+    missing = load.read_records(fake.name, fake.outputs).missing
+    why = {(row.arm, row.seed): row.why for row in missing.itertuples()}
+    assert len(why) == len(missing) == 1 + len(fake.study.seeds)
+    assert why["baseline", 1] == "not run" and why["baseline", 2] == "left to --full"
+
+
 def test_an_arm_whose_rate_falls_to_zero_has_never_reached_what_it_has_not_by_then(tmp_path) -> None:
     fake = FakeStudy(tmp_path, arms=dict(decayed=dict(like="hybrid", optimizer=dict(lr_decay=0.5))))
     fake.write("baseline", 1)
     fake.write("decayed", 1, gap_nats=0.5)
     runs = load.read_records(fake.name, fake.outputs).runs.set_index("arm")
-    assert runs.extend["decayed"] > 1 and not runs.goes_on["decayed"] and runs.last_step["decayed"] == fake.study.steps
+    assert runs.extend["decayed"] > 1 and runs.most_steps["decayed"] == runs.last_step["decayed"] == fake.study.steps
     assert np.isinf(runs.time_to_target_s["decayed"])

@@ -14,7 +14,7 @@ from hybridlib.analysis.results import write_results
 from hybridlib.analysis.rules import read_rules
 from hybridlib.analysis.show import PIPELINE
 from hybridlib.analysis.verdicts import FAIL, INCONCLUSIVE, PASS, judge_criteria, judge_parts
-from hybridlib.study.parameters import PARAMS, ParameterError
+from hybridlib.study.parameters import PARAMS, ParameterError, load_study
 from hybridlib.study.records import RunFolder
 from hybridlib.training import NUMERICS
 
@@ -103,15 +103,26 @@ def test_checks_and_pipeline(fake_study) -> None:
 
 @pytest.mark.parametrize("loss, verdict", [(5.0, PASS), (None, FAIL)])
 def test_scaling_reads_the_other_study_where_it_is_asked_for(tmp_path, loss, verdict) -> None:
-    fake_study = FakeStudy(tmp_path, also_reads=["gpt2-medium"])
-    run = fake_study.outputs / "gpt2-medium" / "runs" / "hybrid-text-s42"
+    fake_study, medium = FakeStudy(tmp_path, also_reads=["gpt2-medium"]), load_study("gpt2-medium")
     shares = dict.fromkeys(("warmup", "full", "predict", "correct"), 0.25)
-    facts = {"parameters": {"schedule": {"full": 1}}, "summary": {"held_out_loss": loss, "phase_share": shares}}
-    RunFolder(run).finish(facts | {"numerics": NUMERICS - 1})
+
+    def write(arm: str, numerics: int = NUMERICS, **other) -> None:
+        run = medium.run(arm, "text", 42)
+        facts = dict(numerics=numerics, parameters=run.model_dump(mode="json") | other)
+        summary = dict(held_out_loss=loss, phase_share=shares)
+        RunFolder(fake_study.outputs / "gpt2-medium" / "runs" / run.id).finish(facts | dict(summary=summary))
+
+    assert "gpt2-medium was not run here" in judged(fake_study).why["C9"]
+    write("hybrid", NUMERICS - 1)
+    write("memory_optimized", steps=74)
+    one = judged(fake_study)
+    assert one.verdict["C9"] == (FAIL if verdict == FAIL else INCONCLUSIVE), "what is planned otherwise is not there"
+    assert " of 2 runs" in one.why["C9"]
+    write("memory_optimized")
     assert judged(fake_study).verdict["C9"] == verdict
     fake_study.write("baseline", 1)
     assert f"1 of them were made under NUMERICS {NUMERICS - 1}, not" in judged(fake_study).why["C9"]
-    RunFolder(run).finish(facts | {"numerics": NUMERICS})
+    write("hybrid")
     assert "NUMERICS" not in judged(fake_study).why["C9"]
     assert "C9" not in judged(FakeStudy(tmp_path)).index, "no verdict is borrowed unasked"
 

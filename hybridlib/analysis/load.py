@@ -22,7 +22,7 @@ BASELINE = "baseline"
 KEYS = ["arm", "data", "seed"]
 BATCH = ["batch_size", "seq_len"]
 SHAPE = ["steps", *BATCH]  # two runs are compared where these are equal; their times to one target need BATCH alone
-SETTINGS = [*SHAPE, "accumulation", "precision", "memory", "extend", "goes_on"]
+SETTINGS = [*SHAPE, "accumulation", "precision", "memory", "extend", "most_steps"]
 FACTS = [
     "device", "numerics", "corpus_sha256", "floor_nats", "model_parameters", "memory_floor_mb", "last_step",
     "started_at", "ended_at",
@@ -97,10 +97,14 @@ def read_records(study: str, outputs: Path | None = None) -> Records:
     evals = _stacked([evals for _, _, evals in found], [*KEYS, *EVAL_COLUMNS, "reported_loss_nats"])
     refuse_mixture(runs)
     there = set(zip(*(runs[k] for k in KEYS)))
+    lacking: dict[tuple[str, str, int], tuple[str, Run, bool]] = {}  # what several lines plan counts once
+    for stage, run, full in planned(plan):
+        if (key := (run.arm, run.data, run.seed)) not in there:
+            first, _, still = lacking.get(key, (stage, run, True))
+            lacking[key] = first, run, full and still
     missing = [
-        (stage, run.arm, run.data, run.seed, _why_missing(folder, run, left_out, older, damaged, full))
-        for stage, run, full in planned(plan)
-        if (run.arm, run.data, run.seed) not in there
+        (stage, *key, _why_missing(folder, run, left_out, older, damaged, full))
+        for key, (stage, run, full) in lacking.items()
     ]
     missing = pd.DataFrame(missing, columns=["stage", *KEYS, "why"])
     return Records(plan, folder, with_targets(runs, evals), steps, evals, missing, left_out)
@@ -126,7 +130,9 @@ def devices(runs: pd.DataFrame) -> str:
     several, said = runs.groupby("data").device.nunique() > 1, []
     for device, part in runs.groupby("device", sort=False):
         seeds = part.groupby("data", sort=False).seed.unique()
-        named = [f"{d}, seeds {', '.join(map(str, s))}" if several[d] else d for d, s in seeds.items()]
+        named = [
+            f"{d}, seed{'s' * (len(s) > 1)} {', '.join(map(str, s))}" if several[d] else d for d, s in seeds.items()
+        ]
         said.append(f"{device} ({'; '.join(named) if several.any() else ', '.join(named)})")
     return "; ".join(said) if len(said) > 1 else "".join(runs.device.unique())
 
@@ -147,7 +153,7 @@ def with_targets(runs: pd.DataFrame, evals: pd.DataFrame) -> pd.DataFrame:
     times = []
     for run in out.itertuples():
         seconds = time_to_target_s(by_run[run.arm, run.data, run.seed], run.target_loss)
-        ended = not run.goes_on or run.last_step >= math.floor(run.extend * run.steps)
+        ended = run.last_step >= run.most_steps
         measured = run.arm == BASELINE or run.extend > 1 or run.role == "peer"
         known = measured and not math.isnan(run.target_loss) and (math.isfinite(seconds) or ended)
         times.append(seconds if known else math.nan)

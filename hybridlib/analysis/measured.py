@@ -56,7 +56,9 @@ class PartVerdict:
             return f"no {BASELINE} is planned on {data}, so there is nothing to compare it with"
         if lacking := sorted(wanted - set(values.index)):
             seeds = f"seed{'s' * (len(lacking) > 1)} {listed(lacking)}"
-            return f"no complete pair with the baseline for {seeds}"
+            metric = METRICS[part.metric]
+            what = "time to target was measured" if metric.inverse else "complete pair with the baseline"
+            return f"no {'complete run' if metric.form == 'rate' else what} for {seeds}"
         return {0: "no run, two are needed", 1: "one seed, two are needed"}.get(len(values), "")
 
     def row(self, criterion: str) -> dict[str, Any]:

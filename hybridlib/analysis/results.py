@@ -34,7 +34,7 @@ def write_results(records: Records, verdicts: pd.DataFrame, parts: pd.DataFrame)
     content = dict(
         study=records.study.study,
         commit=", ".join(sorted(set(runs.commit))) or None,
-        device=devices(runs) or None,
+        device=devices(runs[runs.role != "stress"]) or None,
         numerics=int(runs.numerics.max()) if len(runs) else None,
         criteria={row.criterion: {key: _finite(getattr(row, key)) for key in keys} for row in verdicts.itertuples()},
         arms={f"{data}/{arm}": _arm_results(runs, arm, data) for data, arm in pairs},

@@ -80,8 +80,10 @@ class PipelineRule(Strict):
 
 
 class ScalesRule(Strict):
-    """Every run of `study` went through all phases with a finite loss. Of other studies only those that name it in
-    `also_reads` have this criterion."""
+    """Every planned run of `study` that predicts went through all phases with a finite loss.
+
+    Of other studies only those that name it in `also_reads` have this criterion.
+    """
 
     kind: Literal["scales"]
     about: str

@@ -8,10 +8,12 @@ import pandas as pd
 from hybridlib.analysis import rules as r
 from hybridlib.analysis import statistics
 from hybridlib.analysis.effects import METRICS
-from hybridlib.analysis.load import Records
+from hybridlib.analysis.load import Records, planned
 from hybridlib.analysis.measured import FAIL, INCONCLUSIVE, PASS, CriterionVerdict, PartVerdict
 from hybridlib.analysis.wording import listed
 from hybridlib.analysis.yardsticks import judge_peers, judge_worth, table
+from hybridlib.study.parameters import load_study
+from hybridlib.study.progress import other_parameters
 from hybridlib.study.records import PHASES, RunFolder
 
 
@@ -81,19 +83,27 @@ def _pipeline(records: Records) -> CriterionVerdict:
 
 
 def _scales(records: Records, rule: r.ScalesRule) -> CriterionVerdict:
-    """PASS if all complete runs of the other study have all phases and a finite loss; INCONCLUSIVE without a run."""
-    files = sorted((records.folder.parent / rule.study).glob("runs/*/run.json"))
-    facts = [found for file in files if (found := RunFolder(file.parent).facts) and found["parameters"]["schedule"]]
+    """PASS if all planned runs of the other study that predict have all phases and a finite loss.
+
+    FAIL if one has not, INCONCLUSIVE if one is not there as its study now asks for it.
+    """
+    study = load_study(rule.study)
+    wanted = {run.id: run for _, run, full in planned(study) if run.schedule and not full}
+    there = (
+        (run, RunFolder(records.folder.parent / study.study / "runs" / name).facts) for name, run in wanted.items()
+    )
+    facts = [found for run, found in there if found and not other_parameters(run, found["parameters"])]
     if not facts:
         return CriterionVerdict.counted(INCONCLUSIVE, math.nan, "runs", f"{rule.study} was not run here.")
     losses = [found["summary"]["held_out_loss"] or math.nan for found in facts]
     whole = [all(found["summary"]["phase_share"].get(phase) for phase in PHASES) for found in facts]
     good = sum(math.isfinite(loss) and phases for loss, phases in zip(losses, whole))
-    why = f"{good} of {len(facts)} runs of {rule.study} went through all phases with a finite loss."
+    why = f"{good} of {len(wanted)} runs of {rule.study} went through all phases with a finite loss."
     here = set(records.runs.numerics)
     if others := [found["numerics"] for found in facts if here and found["numerics"] not in here]:
         why += f" {len(others)} of them were made under NUMERICS {listed(sorted(set(others)))}, not that of this study."
-    return CriterionVerdict.counted(PASS if good == len(facts) else FAIL, good, f"of {len(facts)} runs", why)
+    verdict = FAIL if good < len(facts) else PASS if good == len(wanted) else INCONCLUSIVE
+    return CriterionVerdict.counted(verdict, good, f"of {len(wanted)} runs", why)
 
 
 def _controls(records: Records, rules: r.Rules, rule: r.ControlsRule, passed: str) -> CriterionVerdict:

@@ -11,7 +11,7 @@ from hybridlib.analysis import statistics
 from hybridlib.analysis.load import Records
 from hybridlib.analysis.measured import FAIL, GRADES, INCONCLUSIVE, PASS, WORST_FIRST, CriterionVerdict
 from hybridlib.analysis.research import read_research
-from hybridlib.analysis.wording import estimate, fixed, p_is
+from hybridlib.analysis.wording import counted, estimate, fixed, p_is
 from hybridlib.analysis.worth import change, changes, paired, ratio, standing, worth
 
 LEAST_SEEDS = 2
@@ -34,7 +34,9 @@ def _worth(rows: pd.DataFrame, rule: r.WorthRule, part: r.WorthPart, alpha: floa
     found = ratio(mine, rule.yardstick, alpha) if known else statistics.NO_ESTIMATE
     what = f"{rule.computed_steps} computed steps of {part.arm} in steps of a tuned {rule.yardstick}"
     if not math.isfinite(found.value):
-        why = f"{what}: {len(mine)} seeds, of which not every one lies within the lengths that were tried."
+        why = f"{what}: {counted(len(mine), 'seed')}, of which not every one lies within the lengths that were tried."
+        if len(mine) < LEAST_SEEDS:
+            why = f"{what}: {counted(len(mine), 'seed')}, {LEAST_SEEDS} are needed."
         return CriterionVerdict(INCONCLUSIVE, "", *found[:3], "×", math.nan, math.nan, why)
     met, shown = found.value >= part.at_least, found.low > 1
     verdict = FAIL if not met else PASS if shown else INCONCLUSIVE
@@ -86,7 +88,7 @@ def against_peers(rows: pd.DataFrame, rule: r.PeersRule, alpha: float) -> list[P
 
 
 def _against(rows: pd.DataFrame, rule: r.PeersRule, peer: str, in_time: bool, alpha: float) -> PeerVerdict:
-    equal = rows.computed_steps == rule.computed_steps
+    equal = (rows.computed_steps == rule.computed_steps) & ~rows.in_equal_time.astype(bool)
     own, its = equal & (rows.arm == rule.arm), (rows.in_equal_time if in_time else equal) & (rows.arm == peer)
     ours, theirs = paired(rows[own | its], rule.arm, peer)
     what = f"{rule.arm} against {peer} at {'equal wall-clock' if in_time else f'{rule.computed_steps} computed steps'}"

@@ -67,7 +67,11 @@ def measure(study: Study, arms: list[str], device_choice: str, rounds: int, step
 
 
 def equal_steps(found: pd.DataFrame, arm: str) -> dict[str, int]:
-    """Return for each arm of `found`, as `measure` returns it, the steps that take as long as all steps of `arm`."""
+    """Return for each arm of `found`, as `measure` returns it, the steps that take as long as all steps of `arm`.
+
+    All steps are taken for those of whole cycles. Those of Warmup, all of which are computed, take longer, so the
+    lengths are a little too short.
+    """
     step_s, steps = found.groupby("arm").nominal_step_s.median(), found.groupby("arm").steps.first()
     return {other: round(step_s[arm] * steps[arm] / step_s[other]) for other in step_s.index}
 
