@@ -18,13 +18,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hybridlib.analysis.rules import read_rules
 from hybridlib.study import progress, reproduce, sweeps
 from hybridlib.study.alone import CannotTrain, beside, interrupt_at_signals
 from hybridlib.study.arguments import DEVICES, count, device
 from hybridlib.study.cluster.blocks import NoCluster
 from hybridlib.study.execute import check, forget, job_state, why_again
-from hybridlib.study.parameters import OUTPUTS, ROOT, ParameterError, load_study
+from hybridlib.study.parameters import OUTPUTS, PARAMS, ROOT, ParameterError, load_study, read_yaml
 from hybridlib.study.pipeline import Pipeline, known_times, reach
 from hybridlib.study.plan import STAGES, Job, estimated_s, plan
 from hybridlib.study.progress_line import duration, replace_unknown_characters, use_utf8
@@ -85,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
             left = "" if args.full else "; it may be left to --full"
             raise ValueError(f"{study.study} has nothing to train in these stages of --arms, --data and --seeds{left}")
         check(jobs)
-        read_rules()
+        read_yaml(PARAMS / "criteria.yaml")  # which the first chapter judges, and every plan depends on
         if any(job.stage == "research" for job in jobs):
             sweeps.trials(study)
         again = reproduce.pair(study) if args.reproduce else []

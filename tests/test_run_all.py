@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -436,13 +435,12 @@ def test_a_broken_sweep_is_refused_before_anything_runs(tmp_path, monkeypatch, c
     assert status("--study", "smoke", "--dry-run", "--only", "benchmark") == 0
 
 
-@pytest.mark.parametrize("content", ["a: [", "alpha: 0.05"])
+@pytest.mark.parametrize("content", ["a: [", "- alpha", "alpha: 1\nalpha: 2"])
 def test_broken_criteria_are_refused_before_anything_runs(tmp_path, monkeypatch, capsys, content):
-    file = tmp_path / "criteria.yaml"
-    file.write_text(content)
-    monkeypatch.setattr(run_all, "read_rules", partial(run_all.read_rules, file))
+    (tmp_path / "criteria.yaml").write_text(content)
+    monkeypatch.setattr(run_all, "PARAMS", tmp_path)
     assert status("--study", "smoke", "--dry-run") == 2
-    assert str(file) in " ".join(capsys.readouterr().out.split())
+    assert str(tmp_path / "criteria.yaml") in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_turns_invalid_while_a_study_runs_is_said_in_one_line(tmp_path, monkeypatch, capsys):

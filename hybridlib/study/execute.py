@@ -169,8 +169,9 @@ def show_warnings(console: Console, text: str) -> None:
 
 
 def tidy(job: Job, study: str) -> None:
-    """Delete the checkpoints of a complete `job` in `study`, once its baseline shows that it needs no extension."""
-    if job.run and job_state(job, study) == "complete" and progress.target_loss(job.run) is not None:
+    """Delete the checkpoints of `job` in `study` if it is complete, and no baseline yet to come may extend it."""
+    may_go_on = job.run and job.run.goes_on and progress.target_loss(job.run) is None
+    if job.run and not may_go_on and job_state(job, study) == "complete":
         remove_checkpoints(progress.run_folder(job.run))
 
 
