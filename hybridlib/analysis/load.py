@@ -1,9 +1,10 @@
 """A study's records as tidy frames. What was not made alike is refused, and what is missing is named."""
 
+import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,27 +98,24 @@ def read_records(study: str, outputs: Path | None = None) -> Records:
     evals = _stacked([evals for _, _, evals in found], [*KEYS, *EVAL_COLUMNS, "reported_loss_nats"])
     refuse_mixture(runs)
     there = set(zip(*(runs[k] for k in KEYS)))
-    lacking: dict[tuple[str, str, int], tuple[str, Run, bool]] = {}  # what several lines plan counts once
-    for stage, run, full in planned(plan):
-        if (key := (run.arm, run.data, run.seed)) not in there:
-            first, _, still = lacking.get(key, (stage, run, True))
-            lacking[key] = first, run, full and still
     missing = [
-        (stage, *key, _why_missing(folder, run, left_out, older, damaged, full))
-        for key, (stage, run, full) in lacking.items()
+        (stage, run.arm, run.data, run.seed, _why_missing(folder, run, left_out, older, damaged, full))
+        for stage, run, full in planned(plan)
+        if (run.arm, run.data, run.seed) not in there
     ]
     missing = pd.DataFrame(missing, columns=["stage", *KEYS, "why"])
     return Records(plan, folder, with_targets(runs, evals), steps, evals, missing, left_out)
 
 
-def planned(study: Study) -> Iterator[tuple[str, Run, bool]]:
-    """Yield every run in the plan of `study` with its stage, and whether it is left to `--full`."""
-    for stage, sweeps in study.plan.items():
-        for sweep in sweeps:
-            for arm in sweep.arms:
-                for data in sweep.data:
-                    for seed in sweep.seeds or study.seeds:
-                        yield stage, study.run(arm, data, seed), sweep.full
+def planned(study: Study) -> list[tuple[str, Run, bool]]:
+    """Return every run in the plan of `study` once: with its first stage, and whether `--full` alone trains it."""
+    found: dict[tuple[str, str, int], tuple[str, Run, bool]] = {}
+    for stage, lines in study.plan.items():
+        for line in lines:
+            for key in itertools.product(line.arms, line.data, line.seeds or study.seeds):
+                first, run, full = found.get(key) or (stage, study.run(*key), True)
+                found[key] = first, run, full and line.full
+    return list(found.values())
 
 
 def planned_seeds(study: Study, arm: str, data: str) -> set[int]:

@@ -34,9 +34,9 @@ def _worth(rows: pd.DataFrame, rule: r.WorthRule, part: r.WorthPart, alpha: floa
     found = ratio(mine, rule.yardstick, alpha) if known else statistics.NO_ESTIMATE
     what = f"{rule.computed_steps} computed steps of {part.arm} in steps of a tuned {rule.yardstick}"
     if not math.isfinite(found.value):
-        why = f"{what}: {counted(len(mine), 'seed')}, of which not every one lies within the lengths that were tried."
-        if len(mine) < LEAST_SEEDS:
-            why = f"{what}: {counted(len(mine), 'seed')}, {LEAST_SEEDS} are needed."
+        outside = "of which not every one lies within the lengths that were tried"
+        lack = outside if len(mine) >= LEAST_SEEDS else f"{LEAST_SEEDS} are needed"
+        why = f"{what}: {counted(len(mine), 'seed')}, {lack}."
         return CriterionVerdict(INCONCLUSIVE, "", *found[:3], "×", math.nan, math.nan, why)
     met, shown = found.value >= part.at_least, found.low > 1
     verdict = FAIL if not met else PASS if shown else INCONCLUSIVE
