@@ -24,6 +24,14 @@ from hybridlib.study.storage import InUse, locked
 SMOKE = load_study("smoke")
 
 
+@pytest.fixture
+def outputs(tmp_path, monkeypatch) -> Path:
+    """The folder of outputs, empty, for all that a start in this process reads and writes."""
+    for module in (run_all, pipeline, chapters, progress):
+        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
+    return tmp_path
+
+
 def command(*args: str, outputs: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"HYBRIDLIB_OUTPUTS": str(outputs)}
     return subprocess.run(
@@ -166,9 +174,8 @@ def test_durations(seconds, said):
     assert progress_line.duration(seconds) == said
 
 
-def test_progress_is_read_from_whole_rows_of_this_start_only(tmp_path, monkeypatch):
+def test_progress_is_read_from_whole_rows_of_this_start_only(outputs):
     run = SMOKE.run("hybrid", "text", 42)
-    monkeypatch.setattr(progress, "OUTPUTS", tmp_path)
     records = RunFolder(progress.run_folder(run))
     assert progress_line.how_far(run, records.path, 0.0) == "starting"
     for step in range(1, 31):
@@ -181,9 +188,7 @@ def test_progress_is_read_from_whole_rows_of_this_start_only(tmp_path, monkeypat
     assert progress_line.how_far(run, records.path, (records.path / "steps.csv").stat().st_mtime + 1) == "starting"
 
 
-def test_the_pipelines_outcome_keeps_what_is_still_true(tmp_path, monkeypatch):
-    for module in (pipeline, chapters, progress):
-        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
+def test_the_pipelines_outcome_keeps_what_is_still_true(outputs):
     first = pipeline.Pipeline(SMOKE, "smoke", Console())
     jobs = plan(SMOKE, "smoke")
     failed = jobs[0]
@@ -194,7 +199,7 @@ def test_the_pipelines_outcome_keeps_what_is_still_true(tmp_path, monkeypatch):
     assert set(table.status) == {"failed", "missing"}
     again = pipeline.Pipeline(SMOKE, "smoke", Console()).write().set_index("job")
     assert again.status[failed.name] == "failed" and again.status["09_report"] == "missing"
-    assert (tmp_path / "smoke" / "results" / "pipeline.csv").read_text().splitlines()[0] == ",".join(pipeline.COLUMNS)
+    assert (outputs / "smoke" / "results" / "pipeline.csv").read_text().splitlines()[0] == ",".join(pipeline.COLUMNS)
 
 
 def executed(job: Job, outputs: Path) -> None:
@@ -204,21 +209,17 @@ def executed(job: Job, outputs: Path) -> None:
     path.write_text(json.dumps(dict(metadata=dict(made_by=chapters.made_by(job)))))
 
 
-def test_chapters_made_on_a_device_are_complete_when_the_same_command_comes_again(tmp_path, monkeypatch):
-    for module in (pipeline, chapters, progress):
-        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
+def test_chapters_made_on_a_device_are_complete_when_the_same_command_comes_again(outputs):
     job = next(job for job in plan(SMOKE, "smoke", device="cpu") if job.stage == "functionality")
-    executed(job, tmp_path)
+    executed(job, outputs)
     for device, said in (("cpu", "complete"), ("cuda:0", "missing")):
         table = pipeline.Pipeline(SMOKE, "smoke", Console(), device=device).write().set_index("job")
         assert table.status[job.name] == said
 
 
-def test_a_report_that_was_not_typeset_stays_failed_until_it_is(tmp_path, monkeypatch):
-    for module in (pipeline, chapters, progress):
-        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
+def test_a_report_that_was_not_typeset_stays_failed_until_it_is(outputs):
     report = plan(SMOKE, "smoke")[-1]
-    executed(report, tmp_path)
+    executed(report, outputs)
     first = pipeline.Pipeline(SMOKE, "smoke", Console())
     first.add(report, "failed", 1.0, "no TeX")
     first.write()
@@ -250,10 +251,8 @@ def test_a_checkpoint_is_kept_while_it_is_open_whether_its_run_goes_on(
     assert checkpoint.exists() != baseline_is_known
 
 
-def test_a_job_that_the_whole_plan_has_otherwise_is_concluded_with_the_others(tmp_path, monkeypatch, capsys):
+def test_a_job_that_the_whole_plan_has_otherwise_is_concluded_with_the_others(outputs, capsys):
     """In which order a seed's arms come depends on which stages are asked for, and by it which runs are extended."""
-    for module in (pipeline, chapters, progress):
-        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
     whole = {job.name for job in plan(SMOKE, "smoke")}
     first = next(job for job in training(plan(SMOKE, "smoke")) if f"{job.name} (extend)" not in whole)
     made = pipeline.Pipeline(SMOKE, "smoke", Console())
@@ -261,10 +260,9 @@ def test_a_job_that_the_whole_plan_has_otherwise_is_concluded_with_the_others(tm
     assert f"missing: {first.name} (extend)" in capsys.readouterr().out
 
 
-def test_known_times_of_a_token_are_means_by_arm_and_data(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "OUTPUTS", tmp_path)
+def test_known_times_of_a_token_are_means_by_arm_and_data(outputs):
     for seed, tokens_per_s in ((1, 10.0), (2, 40.0)):
-        records = RunFolder(tmp_path / "s" / "runs" / f"a-d-s{seed}")
+        records = RunFolder(outputs / "s" / "runs" / f"a-d-s{seed}")
         records.add(EvalRecord(1, 1, 1.0, 1.0))
         records.finish(dict(arm="a", data="d", summary=dict(nominal_tokens_per_s=tokens_per_s)))
     assert pipeline.known_times("s") == {("a", "d"): pytest.approx((0.1 + 0.025) / 2)}
@@ -272,10 +270,8 @@ def test_known_times_of_a_token_are_means_by_arm_and_data(tmp_path, monkeypatch)
 
 
 @pytest.fixture
-def baseline_made(tmp_path, monkeypatch) -> RunFolder:
+def baseline_made(outputs) -> RunFolder:
     """The records of a study with one run, which is complete."""
-    for module in (run_all, pipeline, chapters, progress):
-        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
     records = RunFolder(progress.run_folder(SMOKE.run("baseline", "text", 42)))
     for step in range(1, 61):
         records.add(StepRecord(step, "full", 1, 5.0, 148.4, 1.0, 128 * step, 0.5, None, 10.0, 0.0, ""))
@@ -443,10 +439,7 @@ def test_broken_criteria_are_refused_before_anything_runs(tmp_path, monkeypatch,
     assert str(tmp_path / "criteria.yaml") in " ".join(capsys.readouterr().out.split())
 
 
-def test_what_turns_invalid_while_a_study_runs_is_said_in_one_line(tmp_path, monkeypatch, capsys):
-    for module in (run_all, pipeline, chapters, progress):
-        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
-
+def test_what_turns_invalid_while_a_study_runs_is_said_in_one_line(outputs, monkeypatch, capsys):
     def turned(*given) -> None:
         raise ParameterError("s.yaml: no longer valid")
 
@@ -459,10 +452,7 @@ def test_what_turns_invalid_while_a_study_runs_is_said_in_one_line(tmp_path, mon
 
 
 @pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, 130), (signal.SIGTERM, run_all.RESUMABLE)])
-def test_a_signal_at_any_time_is_said_and_the_status_tells_which(tmp_path, monkeypatch, capsys, number, ends):
-    for module in (run_all, pipeline, chapters, progress):
-        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
-
+def test_a_signal_at_any_time_is_said_and_the_status_tells_which(outputs, monkeypatch, capsys, number, ends):
     def interrupted(*given) -> None:
         raise KeyboardInterrupt(number)
 
@@ -472,11 +462,9 @@ def test_a_signal_at_any_time_is_said_and_the_status_tells_which(tmp_path, monke
 
 
 @pytest.mark.parametrize("only", [[], ["question"]])
-def test_full_leaves_out_what_the_study_leaves_out(tmp_path, monkeypatch, only):
+def test_full_leaves_out_what_the_study_leaves_out(tmp_path, outputs, monkeypatch, only):
     content = yaml.safe_load((ROOT / "params" / "smoke.yaml").read_text())
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(content | dict(study="s", leave_out=["research", "speed"])))
-    for module in (run_all, pipeline, chapters, progress):
-        monkeypatch.setattr(module, "OUTPUTS", tmp_path)
     began = []
     monkeypatch.setattr(run_all, "beside", lambda *command: began.append(command))
     monkeypatch.setattr(run_all, "go_through", lambda *given: True)
@@ -492,8 +480,7 @@ def test_stages_that_a_study_leaves_out_are_not_planned():
     assert plan(left, "smoke") == [job for job in whole if job.stage not in left.leave_out] != whole
 
 
-def test_a_record_of_another_device_is_kept_and_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "OUTPUTS", tmp_path)
+def test_a_record_of_another_device_is_kept_and_named(outputs):
     run = SMOKE.run("baseline", "text", 42)
     RunFolder(progress.run_folder(run)).finish(dict(device="cpu: by hand, 1 threads"))
     job = Job("benchmark", TRAINING, {}, run)
@@ -501,8 +488,7 @@ def test_a_record_of_another_device_is_kept_and_named(tmp_path, monkeypatch):
     assert run_all.on_device(job, "cpu") == run_all.on_device(job, "auto") == ""
 
 
-def test_records_that_a_process_writes_are_not_deleted(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "OUTPUTS", tmp_path)
+def test_records_that_a_process_writes_are_not_deleted(outputs):
     job = training(plan(SMOKE, "smoke"))[0]
     folder = progress.run_folder(job.run)
     with locked(folder, "trains it"), pytest.raises(InUse):

@@ -38,7 +38,8 @@ def worth(trials: pd.DataFrame) -> pd.DataFrame:
     compared = trials[trials.sweep.str.startswith(COMPARED)]
     found = compared.rename(columns=dict(trial="arm", real_steps="computed_steps"))
     base = found.sweep.str.removeprefix(COMPARED).str.removesuffix(EQUAL_TIME)
-    found = found.assign(base=base, in_equal_time=found.sweep.str.endswith(EQUAL_TIME), equivalent_adamw_steps=np.nan)
+    in_time = found.sweep.str.endswith(EQUAL_TIME).astype(bool)  # of no trials at all it would be a column of objects
+    found = found.assign(base=base, in_equal_time=in_time, equivalent_adamw_steps=np.nan)
     for sweep, runs in trials[trials.sweep.str.startswith(YARDSTICK)].groupby("sweep"):
         name = sweep.removeprefix(YARDSTICK)
         by_seed = {seed: one for seed, one in yardstick(trials, name).groupby("seed") if seed in set(runs.seed)}

@@ -88,7 +88,7 @@ def against_peers(rows: pd.DataFrame, rule: r.PeersRule, alpha: float) -> list[P
 
 
 def _against(rows: pd.DataFrame, rule: r.PeersRule, peer: str, in_time: bool, alpha: float) -> PeerVerdict:
-    equal = (rows.computed_steps == rule.computed_steps) & ~rows.in_equal_time.astype(bool)
+    equal = (rows.computed_steps == rule.computed_steps) & ~rows.in_equal_time
     own, its = equal & (rows.arm == rule.arm), (rows.in_equal_time if in_time else equal) & (rows.arm == peer)
     ours, theirs = paired(rows[own | its], rule.arm, peer)
     what = f"{rule.arm} against {peer} at {'equal wall-clock' if in_time else f'{rule.computed_steps} computed steps'}"

@@ -170,8 +170,7 @@ def show_warnings(console: Console, text: str) -> None:
 
 def tidy(job: Job, study: str) -> None:
     """Delete the checkpoints of `job` in `study` if it is complete, and no baseline yet to come may extend it."""
-    may_go_on = job.run and job.run.goes_on and progress.target_loss(job.run) is None
-    if job.run and not may_go_on and job_state(job, study) == "complete":
+    if job.run and not progress.awaits_target(job.run) and job_state(job, study) == "complete":
         remove_checkpoints(progress.run_folder(job.run))
 
 

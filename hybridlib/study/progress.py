@@ -132,6 +132,11 @@ def target_loss(run: Run) -> float | None:
     return facts["summary"]["held_out_loss"] if facts else None
 
 
+def awaits_target(run: Run) -> bool:
+    """Return whether `run` goes on to its baseline's loss, which is not known yet: its checkpoints are still needed."""
+    return run.goes_on and target_loss(run) is None
+
+
 def may_extend(run: Run, last_step: int) -> bool:
     """Return whether `run`, at `last_step`, should go on: it has a target, not reached yet, and steps left to try."""
     target = target_loss(run)

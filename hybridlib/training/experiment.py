@@ -109,7 +109,7 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
         )
         tokens = run.batch_size * run.seq_len
         facts["summary"] = summarise(records.flushed_steps(), records.evals(), run.steps, tokens)
-        records.finish(facts, to_be_extended=run.goes_on and facts["target_loss"] is None)
+        records.finish(facts, to_be_extended=progress.awaits_target(run))
         return facts
 
 
