@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneC
 
 from hybridlib import Drift, Hold, HybridOptimizer, Linear, Nesterov, Phase, PhaseSchedule, Predictor, Spectral
 from hybridlib.method.predictors.base import Weights
+from hybridlib.method.predictors.ema_nesterov import EmaNesterov
 
 CYCLES = PhaseSchedule(warmup=3, full=4, predict=5, correct=2, total=64)
 SHORT = PhaseSchedule(warmup=2, full=3, predict=4, correct=2, total=28)  # 17 of them computed
@@ -248,6 +249,54 @@ def test_a_jump_that_went_wrong_is_undone(size: float, step: Callable[[nn.Module
     assert all(torch.equal(state["exp_avg"], moment) for state, moment in zip(optimizer.state.values(), moments))
     assert optimizer.phase is Phase.FULL and optimizer.position.index == 1
     assert optimizer.nominal_steps == 13 and optimizer.computed_steps == computed + 1
+
+
+def test_buffers_that_were_replaced_since_are_put_back_too() -> None:
+    """As `model.to`, `accelerator.prepare` and Trainer replace them, after the optimizer was made."""
+    model = make()
+    optimizer = hybrid(model, Wild(math.inf), named_buffers=model.named_buffers)
+    model.double()
+    optimizer.zero_grad()
+    while optimizer.nominal_steps < 12:
+        x, y = batch(optimizer.computed_steps)
+        loss = loss_of(model, (x.double(), y.double()))
+        loss.backward()
+        optimizer.step(loss=loss)
+        optimizer.zero_grad()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    loss = loss_of(model, tuple(part.double() for part in batch(0)))
+    assert not loss.isfinite() and not model[1].running_mean.isfinite().all()
+    optimizer.step(loss=loss)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers() if "mean" in name)
+
+
+def test_a_jump_whose_weights_have_other_names_now_is_not_undone_in_part() -> None:
+    model = make()
+    optimizer = hybrid(model, Wild(50.0))
+    to_jump(model, optimizer)
+    parallel = nn.ModuleDict(dict(module=make()))  # as DistributedDataParallel names them
+    resumed = HybridOptimizer(torch.optim.Adam(parallel.parameters()), parallel.named_parameters(), CYCLES, Wild(50.0))
+    resumed.load_state_dict(optimizer.state_dict())
+    there = values(parallel)
+    with pytest.raises(RuntimeError, match="cannot be undone: what it moved is not named weight.0.weight any more"):
+        resumed.undo_jump()
+    assert same(values(parallel), there)
+
+
+def test_a_closure_takes_its_gradient_ahead_where_the_predictor_looks_ahead() -> None:
+    ends = []
+    for with_closure in (False, True):
+        model = make()
+        optimizer = hybrid(model, EmaNesterov(reach=2.0))
+        for _ in range(12):
+            if with_closure:
+                optimizer.step(lambda model=model, optimizer=optimizer: gradients(model, optimizer))
+                continue
+            with optimizer.looking_ahead():
+                loss = gradients(model, optimizer)
+            optimizer.step(loss=loss)
+        ends.append(values(model))
+    assert same(*ends)
 
 
 def test_where_full_is_one_step_the_step_that_undoes_a_jump_is_followed_by_the_next() -> None:

@@ -21,9 +21,10 @@ from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Weights, is_embedding, is_matrix
 from hybridlib.method.settings import predictor_settings
 from hybridlib.study.arm import PredictorSettings
-from hybridlib.training.checkpoint import CheckpointFile, copied
+from hybridlib.training.checkpoint import CheckpointFile, read, write
 from hybridlib.training.objective import Objective
 from hybridlib.training.optimizers import CombinedOptimizer, WeightAverage
+from hybridlib.training.states import copied
 from hybridlib.training.trainer import HybridTrainer
 
 CYCLES = PhaseSchedule(warmup=3, full=4, predict=5, correct=2, total=64)
@@ -592,6 +593,7 @@ def test_a_batch_without_a_tensor_is_refused_by_its_type() -> None:
         ("vit.embeddings.patch_embeddings.projection.weight", (8, 3, 4, 4), True, False),
         ("h.0.attn.c_attn.weight", (4, 12), True, False),
         ("ln_f.weight", (4,), False, False),
+        ("cls_token", (1, 1, 4), False, False),
         ("tok_emb.scale", (4,), False, False),
     ],
 )
@@ -685,3 +687,46 @@ def test_what_settings_are_accepted_construct_and_what_are_refused_are_named(nam
         assert any(f"{key} = {chosen[key]!r}" in str(refused.value) for key in chosen)
         return
     assert isinstance(make_predictor(name, **accepted), Predictor)
+
+
+def test_a_mean_of_weights_begins_for_those_that_are_unfrozen_later() -> None:
+    model = make()
+    model[0].requires_grad_(False)
+    trainer = trainer_of(model, average=WeightAverage(3))
+    go(trainer, 2)
+    model[0].requires_grad_(True)
+    go(trainer, 1)
+    assert "0.weight" in trainer.average.mean
+    with trainer.average.applied(trainer.optimizer.weights, trainer.optimizer):
+        assert all(weight.isfinite().all() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("kept", ["offload", "checkpoint"])
+def test_a_state_that_lies_as_channels_last_weights_do_comes_back_so(tmp_path: Path, kept: str) -> None:
+    """Fused Adam reads weights and moments element by element of their memory, in whichever order that is."""
+    ends = []
+    for away in (False, True):
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        adam = torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+        for at in range(6):
+            if away and at == 3 and kept == "offload":
+                offload = OptimizerOffload(adam)
+                offload.offload()
+                offload.restore()
+            if away and at == 3 and kept == "checkpoint":
+                write(tmp_path / "state", adam.state_dict())
+                adam.load_state_dict(read(tmp_path / "state"))
+            adam.zero_grad()
+            images = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(at))
+            model(images.to(memory_format=torch.channels_last)).square().mean().backward()
+            adam.step()
+        moments = adam.state[model.weight]["exp_avg"]
+        assert moments.stride() == model.weight.stride()
+        ends.append([model.weight.detach().clone(), moments.clone()])
+    assert all(torch.equal(*pair) for pair in zip(*ends))
+
+
+def test_a_state_of_a_type_that_no_file_holds_is_refused_by_its_place(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="cannot hold a tensor of torch.complex128, as a.b is"):
+        write(tmp_path / "state", dict(a=dict(b=torch.zeros(2, dtype=torch.complex128))))

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from hybridlib.study.parameters import ROOT
-from hybridlib.training.checkpoint import flat
+from hybridlib.training.states import flat
 
 SCRIPT, WATCHED = ROOT / "examples" / "ddp.py", ROOT / "tests" / "watched_ddp.py"
 ENV = os.environ | dict(

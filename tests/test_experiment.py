@@ -161,6 +161,15 @@ def test_compiled_steps_are_the_plain_ones_to_rounding_and_compilation_is_off_th
     assert facts[0]["compile_s"] == 0 < facts[1]["summary"]["train_s"] < facts[1]["compile_s"], "tiny steps"
 
 
+def test_a_batch_that_is_too_large_to_compile_for_is_halved_by_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs ahead of the steps to be compiled needs the memory that they need."""
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    scarce = run(compile=True, fault=dict(kind="out_of_memory", step=1))
+    train(scarce, "cpu")
+    steps = RunFolder(progress.run_folder(scarce)).steps()
+    assert len(steps) >= scarce.steps and steps.event[0].startswith("fault+halved")
+
+
 def test_a_gpu_beyond_the_last_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import FakeStudy
+from conftest import STUDY, FakeStudy
 
 from hybridlib.analysis import load
 from hybridlib.analysis.alike import precisions
@@ -109,3 +109,14 @@ def test_an_arm_whose_rate_falls_to_zero_has_never_reached_what_it_has_not_by_th
     runs = load.read_records(fake.name, fake.outputs).runs.set_index("arm")
     assert runs.extend["decayed"] > 1 and runs.most_steps["decayed"] == runs.last_step["decayed"] == fake.study.steps
     assert np.isinf(runs.time_to_target_s["decayed"])
+
+
+def test_an_arm_that_is_not_extended_has_a_time_to_target_where_every_seed_reaches_it(tmp_path) -> None:
+    arms = STUDY["arms"] | {name: dict(like="hybrid", extend=1.0) for name in ("always", "once")}
+    fake = FakeStudy(tmp_path, arms=arms, plan=dict(benchmark=[dict(arms=["baseline", *arms], data=["text"])]))
+    for seed in (1, 2):
+        fake.write("baseline", seed)
+        fake.write("always", seed)
+        fake.write("once", seed, gap_nats=0.5 * (seed - 1))
+    times = load.read_records(fake.name, fake.outputs).runs.groupby("arm").time_to_target_s
+    assert np.isfinite(times.get_group("always")).all() and times.get_group("once").isna().all()

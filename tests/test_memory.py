@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,33 @@ def test_a_checkpoint_that_was_written_keeps_no_tensor(tmp_path: Path) -> None:
         assert known() is None
     finally:
         gc.enable()
+
+
+def test_a_kill_while_a_checkpoint_replaces_others_leaves_none_that_is_newer_than_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a rollback would go forward, to weights that the run has not come to."""
+    file = CheckpointFile(tmp_path / "checkpoint.safetensors", dict, {})
+    file.save(dict(step=50))
+    file.stop(dict(step=100))
+    unlink, replace = Path.unlink, Path.replace
+    for name in ("unlink", "replace"):
+        for kill_at in range(4):
+            calls = []
+
+            def dies(path: Path, *given: Any, of=dict(unlink=unlink, replace=replace)[name], **more: Any) -> Any:
+                calls.append(path)
+                if len(calls) > kill_at:
+                    raise KeyboardInterrupt
+                return of(path, *given, **more)
+
+            with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+                patch.setattr(Path, name, dies)
+                file.save(dict(step=120))
+            again = CheckpointFile(file.path, dict, {})
+            begun = again.newest(lambda saved: True)["state"]["step"]
+            assert again.load()["step"] <= begun
+            file.stop(dict(step=100 + kill_at))
 
 
 TINY = """

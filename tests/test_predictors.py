@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hybridlib.method.predictors import make_predictor
+from hybridlib.method.predictors import make_predictor, orthogonal
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.method.settings import predictor_settings
 
@@ -167,10 +167,33 @@ def test_a_gpus_prediction_is_the_cpus(name: str) -> None:
     host, device = some_weights(), [(n, w.cuda()) for n, w in some_weights()]
     for weights in (host, device):
         predictor = make_predictor(name)
-        predictor.start(weights)
-        for _, weight in weights:
-            weight.mul_(1.01)
-        predictor.observe(weights)
+        walk(predictor, weights, 6)
+        before = values(weights)
         predictor.predict(weights, horizon=4, progress=0.5)
+        assert same(values(weights), before) == (name in ("hold", "ema_nesterov"))
     for (_, one), (_, other) in zip(host, device):
         torch.testing.assert_close(one, other.cpu(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_prediction_does_not_depend_on_the_default_device(name: str) -> None:
+    orthogonal.start.cache_clear()
+    landed = []
+    for device in ("meta", "cpu"):
+        weights, predictor = some_weights(), make_predictor(name)
+        weights.append(("large", torch.linspace(-1, 1, 300 * 256).sin().view(300, 256)))  # has leading directions
+        walk(predictor, weights, 6)
+        with torch.device(device):
+            predictor.predict(weights, horizon=4, progress=0.5)
+            predictor.store.get(predictor.store.names()[0]) if predictor.store.names() else None
+        landed.append(values(weights))
+    assert same(*landed)
+
+
+def test_displacements_that_are_alike_need_no_penalty() -> None:
+    weights, predictor = some_weights(), make_predictor("ridge", penalty=0.0)
+    points = modes(weights, [1.0], 6 + 10)
+    path(weights, predictor, points[:7])
+    predictor.predict(weights, horizon=10, progress=0.5)
+    for (_, weight), point in zip(weights, points[-1]):
+        torch.testing.assert_close(weight, point, rtol=1e-3, atol=1e-3)

@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import conftest
 import pandas as pd
 import pytest
 import yaml
@@ -112,6 +113,16 @@ def test_the_verdict_depends_on_how_far_the_final_losses_are_apart(fake_study, g
     rows = [reproduce.compare("hold-text-s3", then, now)]
     assert reproduce.agree(rows) == agrees
     assert re.search(said, reproduce.verdict(rows))
+
+
+@pytest.mark.parametrize(("precision", "agrees"), [("fp32", False), ("bf16", True)])
+def test_what_another_processor_may_round_otherwise_depends_on_the_precision(tmp_path, precision, agrees) -> None:
+    arms = conftest.STUDY["arms"] | {name: dict(precision=precision) for name in ("hold", "sham")}
+    fake = conftest.FakeStudy(tmp_path, arms=arms)
+    fake.write("hold", 3, weights_sha256="a")
+    fake.write("sham", 3, weights_sha256="b", gap_nats=3e-3)  # 5e-4 of the loss
+    then, now = (RunFolder(fake.folder / "runs" / f"{arm}-text-s3") for arm in ("hold", "sham"))
+    assert reproduce.agree([reproduce.compare("hold-text-s3", then, now)]) == agrees
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,24 @@ def test_a_table_moves_alike_whole_and_some_rows_at_a_time(
         torch.testing.assert_close(by_rows, whole, **tolerance)
 
 
+def test_large_matrices_of_one_shape_all_move_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU takes several of them in one call."""
+    landed = []
+    for elements in (5 << 20, 32):
+        monkeypatch.setattr(spectral, "BLOCK_ELEMENTS", elements)
+        generator = torch.Generator().manual_seed(0)
+        weights = [(f"h.{at}.w", torch.randn(9, 6, generator=generator)) for at in range(3)]
+        weights.append(("h.3.w", torch.randn(6, 9, generator=generator).mT))  # of their shape, not of their layout
+        predictor = make_predictor("spectral")
+        walk(predictor, weights, 3)
+        there = values(weights)
+        predictor.predict(weights, horizon=4, progress=0.5)
+        assert not any(torch.equal(w, was) for w, was in zip(values(weights), there))
+        landed.append(values(weights))
+    for whole, by_rows in zip(*landed):
+        torch.testing.assert_close(by_rows, whole, rtol=1e-4, atol=1e-5)
+
+
 def test_more_iterations_than_bfloat16_bears_are_refused() -> None:
     with pytest.raises(ValueError, match="iterations = 4: bf16 bears at most 3"):
         make_predictor("spectral", precision="bf16", iterations=4)

@@ -5,12 +5,13 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import torch
 from chapter import run_chapter
 
-from hybridlib.benchmark import contenders, machine, measure
+from hybridlib.benchmark import contenders, machine, measure, tokens
 from hybridlib.benchmark.contenders import HuggingFace, Hybrid, SameParts, Workload
 from hybridlib.benchmark.machine import subnormal_slowdown, training_share
 from hybridlib.benchmark.measure import in_steps_of, numbers, offload_share
@@ -36,6 +37,19 @@ def test_a_drift_of_the_machine_cancels_in_a_ratio_and_the_first_round_is_not_ke
     assert (found.median, found.low, found.high) == (2.0, 2.0, 2.0)
     with pytest.raises(KeyError):
         ratio(times, "a", "c")
+
+
+def test_tokens_are_timed_in_one_precision_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = []
+
+    def alone(do, runs: list[Run], *more) -> pd.DataFrame:
+        timed.append((runs[0].model.n_embd, runs[0].precision))
+        return pd.DataFrame([dict(round=0, arm=runs[0].arm, computed_step_s=1.0)])
+
+    monkeypatch.setattr(tokens, "alone", alone)
+    monkeypatch.setattr(tokens, "OUTPUTS", tmp_path)
+    assert tokens.main(["--study", "gpt2-small"]) == tokens.main(["--study", "cpu"]) == 0
+    assert timed == [(768, "fp32")] * 5 + [(128, "fp32")] * 5 + [(768, "bf16")] * 3
 
 
 RUN = Run(

@@ -15,12 +15,13 @@ from hybridlib.method.predictors import make_predictor
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.method.schedule import PhaseSchedule
 from hybridlib.study.run import Model, Source
-from hybridlib.training.checkpoint import Snapshots, copied
+from hybridlib.training.checkpoint import Snapshots
 from hybridlib.training.data import open_source
 from hybridlib.training.loss import loss_fn
 from hybridlib.training.models import build
 from hybridlib.training.objective import Objective
 from hybridlib.training.optimizers import WeightAverage
+from hybridlib.training.states import copied
 from hybridlib.training.trainer import HybridTrainer
 
 SIZES = Model(n_layer=2, n_head=2, n_embd=16, block_size=8, vocab_size=32)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import FakeStudy
 
-from hybridlib.analysis import load
+from hybridlib.analysis import load, measured
 from hybridlib.analysis.effects import by_seed, effect
 from hybridlib.analysis.results import write_results
 from hybridlib.analysis.rules import read_rules
@@ -60,6 +60,23 @@ def test_a_target_never_reached_fails_h1_with_a_reason(fake_study) -> None:
     found = judged(fake_study)
     assert found.verdict["H1"] == FAIL and found.value["H1"] == 0.0
     assert "3 of 3 seeds never reached" in found.why["H1"]
+
+
+@pytest.mark.parametrize(
+    ("peers_s", "beaten"),
+    [
+        ([20.0, 21.0, 22.0, 23.0], True),
+        ([9.0, 30.0, 30.0, 30.0], False),  # slower in the mean alone
+        ([5.0, 5.1, 5.2, 5.3], False),
+        ([20.0, 21.0, 22.0, math.inf], False),  # a sign test, for which four seeds are too few
+        ([20.0, 21.0, 22.0, math.nan], True),  # over the seeds that both have
+    ],
+)
+def test_a_peer_is_beaten_seed_by_seed_or_not_at_all(peers_s, beaten) -> None:
+    rows = [("hybrid", 10.0 + at / 10, at) for at in range(4)] + [("peer", s, at) for at, s in enumerate(peers_s)]
+    runs = pd.DataFrame(rows, columns=["arm", "time_to_target_s", "seed"]).assign(data="text", batch_size=4, seq_len=16)
+    (part,) = read_rules().criteria["H1"].parts
+    assert measured._beats(part, runs, "text", "peer", 0.05) == beaten
 
 
 def test_a_run_that_stopped_before_its_extension_ended_is_unknown_not_infinite(fake_study) -> None:

@@ -140,21 +140,22 @@ def with_targets(runs: pd.DataFrame, evals: pd.DataFrame) -> pd.DataFrame:
 
     The seconds are read from `evals`, as they were and at the run's steady pace. They are infinite for a run that went
     on to the end of its extension, or whose learning rate ends where it ends, as a peer's. They are missing without a
-    baseline of the same batch and seed, for another arm that is not extended, and for a run that stopped for another
-    target before its extension ended.
+    baseline of the same batch and seed, for a run that stopped for another target before its extension ended, and for
+    an arm that is not extended, unless each of its seeds has the loss within the nominal steps.
     """
     pair = ["data", "seed", *BATCH]
     targets = runs[runs.arm == BASELINE].set_index(pair).held_out_loss.to_dict()
     out = runs.copy()
     out["target_loss"] = [targets.get(tuple(key), math.nan) for key in runs[pair].itertuples(index=False)]
     by_run = dict(tuple(evals.groupby(KEYS)))
-    times = []
-    for run in out.itertuples():
-        seconds = time_to_target_s(by_run[run.arm, run.data, run.seed], run.target_loss)
-        ended = run.last_step >= run.most_steps
-        measured = run.arm == BASELINE or run.extend > 1 or run.role == "peer"
-        known = measured and not math.isnan(run.target_loss) and (math.isfinite(seconds) or ended)
-        times.append(seconds if known else math.nan)
+    times = [time_to_target_s(by_run[run.arm, run.data, run.seed], run.target_loss) for run in out.itertuples()]
+    behind = {(run.arm, run.data) for run, seconds in zip(out.itertuples(), times) if not math.isfinite(seconds)}
+    for at, run in enumerate(out.itertuples()):
+        goes_on = run.arm == BASELINE or run.extend > 1 or run.role == "peer"
+        reached = math.isfinite(times[at]) if goes_on else run.role != "stress" and (run.arm, run.data) not in behind
+        ended = goes_on and run.last_step >= run.most_steps
+        if math.isnan(run.target_loss) or not (reached or ended):
+            times[at] = math.nan
     out["time_to_target_s"] = pd.Series(times, index=out.index, dtype=float)
     out["steady_time_to_target_s"] = out.time_to_target_s * out.nominal_tokens_per_s / out.steady_tokens_per_s
     return out

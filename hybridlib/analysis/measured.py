@@ -80,14 +80,20 @@ def _said(part: r.Part, metric: Metric, found: statistics.Effect, values: pd.Ser
     return text
 
 
+def _beats(part: r.Part, runs: pd.DataFrame, data: str, peer: str, alpha: float) -> bool:
+    """Return whether a part's arm is better than `peer`, over the seeds that both have."""
+    found, even = effect(runs, part.metric, part.arm, data, alpha, peer), METRICS[part.metric].form == "ratio"
+    return part.meets(found.value, float(even)) and found.p < alpha
+
+
 def _grade(part: r.Part, runs: pd.DataFrame, data: str, values: pd.Series, value: float, alpha: float) -> str:
     on_data = runs[runs.data == data]
-    peers = [effect(runs, part.metric, arm, data).value for arm in on_data.arm[on_data.role == "peer"].unique()]
+    peers = on_data.arm[on_data.role == "peer"].unique()
     exceeds = part.meets(value, part.exceeds)
     if exceeds and METRICS[part.metric].form == "change":
         exceeds = statistics.non_inferiority_p(values, part.exceeds) < alpha
     if part.meets(value, part.threshold):
-        beaten = part.exceeds_peers and bool(peers) and all(part.meets(value, peer) for peer in peers)
+        beaten = part.exceeds_peers and len(peers) > 0 and all(_beats(part, runs, data, peer, alpha) for peer in peers)
         return "exceeds" if exceeds or beaten else "met"
     return "acceptable" if part.meets(value, part.acceptable) else "missed"
 

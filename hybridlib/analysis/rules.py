@@ -20,7 +20,7 @@ from hybridlib.study.sweeps import EQUAL_TIME, YARDSTICK, sweeps
 class Part(Limits):
     """One threshold on one `metric` of one `arm`; `exceeds` and `acceptable` grade it above and below.
 
-    With `exceeds_peers`, a value that is better than every peer's exceeds it, too.
+    With `exceeds_peers`, an arm that is better than every peer, paired by seed and with p < alpha, exceeds it, too.
     """
 
     metric: Literal[tuple(METRICS)]

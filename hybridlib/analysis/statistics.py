@@ -49,12 +49,12 @@ def mean_effect(differences: Sequence[float], alpha: float = ALPHA) -> Effect:
 def ratio_effect(ratios: Sequence[float], alpha: float = ALPHA) -> Effect:
     """Return the geometric mean of paired `ratios` (n_seeds,), all ≥ 0, with its 1 − `alpha` interval, and p against 1.
 
-    Interval and p are those of a paired t-test on the logarithms. A ratio of 0 stands for a time that was infinite;
-    its logarithm does not exist. Then the value is the median ratio (as in AlgoPerf, where a miss scores 0), p is the
-    sign test's, and there is no interval.
+    Interval and p are those of a paired t-test on the logarithms. A ratio of 0, or an infinite one, stands for a time
+    that was infinite; its logarithm does not exist. Then the value is the median ratio (as in AlgoPerf, where a miss
+    scores 0), p is the sign test's, and there is no interval.
     """
     x = np.asarray(ratios, float)
-    if (x > 0).all():
+    if (x > 0).all() and np.isfinite(x).all():
         e = mean_effect(np.log(x), alpha)
         return Effect(*np.exp([e.value, e.low, e.high]).tolist(), e.p, e.n)
     signs = stats.binomtest(int((x > 1).sum()), len(x), 0.5)

@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         found |= ratios if study is studies[0] else {key_of(study): ratios}
         keep(folder, found, tables, study, parts)
     tables["scaling"] = [alone(grow, studies[0], args.device)]
+    keep(folder, found, tables, studies[0], {})
     for study in studies:
         rounds = max((args.rounds or study.timing.rounds) // 2, 1)
         rungs = climb(study, args.device, rounds, study.timing.real_steps)

@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         study, larger = load_study(args.study), load_study(args.larger)
         runs = {(study.study, tokens): at(study, tokens, "fp32") for tokens in TOKENS if tokens <= args.most}
-        runs |= {(larger.study, tokens): at(larger, tokens, "bf16") for tokens in TOKENS if tokens <= args.most_larger}
+        few = [tokens for tokens in TOKENS if tokens <= args.most_larger and larger.study != study.study]
+        runs |= {(larger.study, tokens): at(larger, tokens, "bf16") for tokens in few}
         device = device_name(pick_device(args.device, 1), study.timed_run(ARMS[0]).threads)
     except ValueError as error:  # ParameterError is one, and a device that is not there says it so
         print(error, file=sys.stderr)

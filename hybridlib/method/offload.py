@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hybridlib.method.store import TensorStore
+from hybridlib.method.store import TensorStore, strides
 from hybridlib.method.wrapping import states_of
 
 
@@ -22,6 +22,7 @@ class OptimizerOffload:
 
     def __init__(self, optimizer: Optimizer, folder: Path | None = None) -> None:
         self.optimizer, self.store, self.away = optimizer, TensorStore(folder), False
+        self._strides: dict[str, tuple[int, ...]] = {}
 
     def offload(self) -> None:
         """Move every tensor of the state, but for single numbers, off the device, and free the gradients.
@@ -32,6 +33,7 @@ class OptimizerOffload:
             self.away = True
             for name, state, key in self._tensors():
                 self.store.put(name, state[key])
+                self._strides[name] = strides(state[key])
                 state[key] = state[key].new_empty(0)
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -41,7 +43,7 @@ class OptimizerOffload:
             kept = self.store.entries()
             gone = [each for each in self._tensors() if not each[1][each[2]].numel()]
             for name, state, key in gone:
-                state[key] = state[key].new_empty(kept[name].shape)
+                state[key] = state[key].new_empty_strided(kept[name].shape, self._strides[name])
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # fresh pages take longer to touch than to copy
                 list(pool.map(lambda each: self.store.read(each[0], each[1][each[2]]), gone))
             self.away = False

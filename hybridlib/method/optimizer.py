@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hybridlib.method.guards import JumpGate
-from hybridlib.method.parameters import PredictedParameters
+from hybridlib.method.parameters import NamedBuffers, PredictedParameters
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.method.schedule import Phase, PhaseSchedule, PhaseState
 from hybridlib.method.wrapping import Moments, WrappingOptimizer, forget_moments, mean_over_ranks, replayed, unscaled
@@ -35,7 +35,7 @@ class HybridOptimizer(WrappingOptimizer):
             the jump is undone. It takes part only where `step` is given a loss.
         is_matrix: tells of a parameter, by name and tensor, whether the predictor moves it as a linear map. By default
             a parameter group's `orthogonalize`, where it has that key, else the predictor's own judgement.
-        named_buffers: as `model.named_buffers()` gives them; put back with the weights when a jump is undone.
+        named_buffers: `model.named_buffers`, asked at every jump: put back with the weights when one is undone.
 
     Attributes:
         position: the nominal step about to be taken.
@@ -54,7 +54,7 @@ class HybridOptimizer(WrappingOptimizer):
         moments: Moments = "keep",
         jump_margin_nats: float = 4.0,
         is_matrix: Callable[[str, Tensor], bool] | None = None,
-        named_buffers: Iterable[tuple[str, Tensor]] = (),
+        named_buffers: NamedBuffers = (),
     ) -> None:
         super().__init__(optimizer)
         self.schedule, self.predictor = schedule, predictor
@@ -99,7 +99,7 @@ class HybridOptimizer(WrappingOptimizer):
         """
         found = None
         if closure is not None:
-            with torch.enable_grad():
+            with self.looking_ahead(), torch.enable_grad():
                 found = closure()
             loss, closure = found if loss is None else loss, replayed(closure, found)
         if loss is not None and not self.accepts(loss):

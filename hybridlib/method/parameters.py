@@ -1,7 +1,7 @@
 """The parameters that a predictor moves: their names, which can be predicted, which are moved as matrices."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.method.schedule import Phase
 from hybridlib.method.store import TensorStore
+
+NamedBuffers = Iterable[tuple[str, Tensor]] | Callable[[], Iterable[tuple[str, Tensor]]]
 
 
 class PredictedParameters:
@@ -22,7 +24,8 @@ class PredictedParameters:
     Args:
         optimizer: the one that holds the parameters.
         named_parameters: pairs of a name and a parameter; parameters without a name are numbered.
-        named_buffers: what a forward pass changes besides, to be put back with the parameters.
+        named_buffers: what a forward pass changes besides, to be put back with the parameters; or a function that
+            returns it.
         predictor: what moves them.
 
     Attributes:
@@ -35,12 +38,12 @@ class PredictedParameters:
         self,
         optimizer: Optimizer,
         named_parameters: Iterable[tuple[str, Tensor]],
-        named_buffers: Iterable[tuple[str, Tensor]],
+        named_buffers: NamedBuffers,
         predictor: Predictor,
     ) -> None:
         self.optimizer, self.predictor = optimizer, predictor
         self.before_jump = TensorStore()
-        self._buffers = list(named_buffers)
+        self._buffers = named_buffers if callable(named_buffers) else tuple(named_buffers)
         self.path: list[str] | None = None
         self._names = first_names(named_parameters)
         self.renew()
@@ -94,14 +97,17 @@ class PredictedParameters:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Put back what was kept."""
-        for name, tensor in self._changed(self.all):
-            if name in self.before_jump:
-                self.before_jump.read(name, tensor.detach())
+        """Put back what was kept. Raise `RuntimeError`, and put back nothing, where some of it has no place now."""
+        now = dict(self._changed(self.all))
+        if lost := [name for name in self.before_jump.names() if name not in now]:
+            raise RuntimeError(f"a jump cannot be undone: what it moved is not named {lost[0]} any more")
+        for name in self.before_jump.names():
+            self.before_jump.read(name, now[name].detach())
 
     def _changed(self, weights: Weights) -> Iterator[tuple[str, Tensor]]:
         yield from ((f"weight.{name}", weight) for name, weight in weights)
-        yield from ((f"buffer.{name}", buffer) for name, buffer in self._buffers)
+        buffers = self._buffers() if callable(self._buffers) else self._buffers
+        yield from ((f"buffer.{name}", buffer) for name, buffer in buffers)
 
 
 def predictable(optimizer: Optimizer, names: dict[Tensor, str]) -> list[tuple[str, Tensor]]:

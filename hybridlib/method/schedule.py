@@ -58,7 +58,7 @@ class PhaseSchedule:
         warmup: steps before the first cycle, at least 0.
         full: computed steps that the predictor watches, at least 1.
         predict: predicted steps, at least 0.
-        correct: computed steps after a jump, at least 0.
+        correct: computed steps after a jump, at least 0; with 0 a run may end on a jump that no loss has judged.
         total: of the run, at least 1.
         until: the share of `total` after which no Predict begins before `total`, in (0, 1].
 

@@ -100,7 +100,7 @@ class TensorStore:
         elif out.device.type == "cpu" and out.dtype == kept.dtype and out.shape == kept.shape and out.is_contiguous():
             self._fill(out, kept)
         else:
-            out.copy_(self._fill(torch.empty(kept.shape, dtype=kept.dtype), kept))
+            out.copy_(self._fill(torch.empty(kept.shape, dtype=kept.dtype, device="cpu"), kept))
 
     def get(self, name: str, device: torch.device | str = "cpu", rows: slice | None = None) -> Tensor:
         """Return a fresh copy of the tensor kept as `name`, or of its `rows`, on `device`.
@@ -110,7 +110,7 @@ class TensorStore:
         kept = self._at(name, rows)
         if isinstance(kept, Tensor):
             return kept.to(device, copy=True)
-        return self._fill(torch.empty(kept.shape, dtype=kept.dtype), kept).to(device)
+        return self._fill(torch.empty(kept.shape, dtype=kept.dtype, device="cpu"), kept).to(device)
 
     def entries(self) -> dict[str, StoredTensor]:
         """Return all that is kept, by name, none of it read yet."""
@@ -165,6 +165,11 @@ class TensorStore:
         slot = Slot(self._end, tensor.shape, tensor.dtype)
         self._end += slot.nbytes
         return slot
+
+
+def strides(tensor: Tensor) -> tuple[int, ...]:
+    """Return the strides of a copy of `tensor`: its own, unless elements of it overlap or lie apart."""
+    return torch.empty_like(tensor, device="meta").stride()
 
 
 @contextmanager

@@ -1,8 +1,7 @@
 """Snapshots of a training state, in memory or in safetensors files that are checked before they are used.
 
-A state is what `state_dict` methods return: mappings, lists and tuples of tensors, of `StoredTensor`s, which are read
-when needed, and of plain values. A file is written tensor by tensor, because the library's own writer takes all tensors
-in memory at once, which would double a run's peak at every checkpoint. Loading one runs no code.
+A file is written tensor by tensor, because the library's own writer takes all tensors in memory at once, which would
+double a run's peak at every checkpoint. Loading one runs no code.
 """
 
 import hashlib
@@ -16,12 +15,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from hybridlib.method.store import StoredTensor
 from hybridlib.study.storage import writing
-
-State = dict[str, Any]
+from hybridlib.training.states import State, built, copied, flat, read_if_stored, size_bytes
 
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16",
           torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
@@ -68,7 +64,6 @@ class CheckpointFile:
     def save(self, state: State) -> None:
         """Write `state` as the newest snapshot. Raises `StorageError` if there is no room; earlier ones stay."""
         self._write(state, self.path)
-        self.stopped.unlink(missing_ok=True)
 
     def stop(self, state: State) -> None:
         """As `save`, to go on from but not to roll back to: no loss has shown the weights of `state` to be sound."""
@@ -80,6 +75,8 @@ class CheckpointFile:
         with writing(path, size_bytes(whole)):
             try:
                 write(part, whole)
+                if path == self.path:
+                    self.stopped.unlink(missing_ok=True)  # first: it must not outlive what is newer
                 if path == self.path and path.exists():
                     path.replace(self.previous)
                     self._refused = {self.previous} if path in self._refused else set()
@@ -112,68 +109,18 @@ class CheckpointFile:
                 warnings.warn(f"{error}; going on from an earlier state", stacklevel=2)
 
 
-def flat(state: Any) -> tuple[Any, dict[str, Tensor | StoredTensor]]:
-    """Return the form of `state`, which is JSON, and its tensors by their place in it."""
-    tensors: dict[str, Tensor | StoredTensor] = {}
-    return _form(state, "", tensors), tensors
-
-
-def _form(value: Any, place: str, tensors: dict[str, Tensor | StoredTensor]) -> Any:
-    """Return the form of `value`, and put its tensors, by their `place`, into `tensors`.
-
-    It is no function inside of `flat`: one that calls itself there would keep all tensors until garbage is collected.
-    """
-    if isinstance(value, (Tensor, StoredTensor)):
-        while place in tensors:  # {"a.b": …, "a": {"b": …}}
-            place += "'"
-        tensors[place] = value
-        return dict(tensor=place)
-    if isinstance(value, dict):
-        above = f"{place}." if place else ""
-        pairs = [[_form(key, "", tensors), _form(item, f"{above}{key}", tensors)] for key, item in value.items()]
-        return dict(dict=pairs)
-    if isinstance(value, (list, tuple)):
-        return {type(value).__name__: [_form(item, f"{place}.{at}", tensors) for at, item in enumerate(value)]}
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"a state cannot hold a {type(value).__name__}, as {place} is")
-
-
-def built(form: Any, tensor: Callable[[str], Tensor]) -> Any:
-    """Return the state that has this `form`; `tensor` returns the tensor at a place."""
-    if not isinstance(form, dict):
-        return form
-    ((kind, value),) = form.items()
-    if kind == "tensor":
-        return tensor(value)
-    if kind == "dict":
-        return {built(key, tensor): built(item, tensor) for key, item in value}
-    items = [built(item, tensor) for item in value]
-    return tuple(items) if kind == "tuple" else items
-
-
-def copied(state: Any) -> Any:
-    """Return a copy of `state` that shares no tensor with it; a `StoredTensor` becomes a tensor."""
-    form, tensors = flat(state)
-    return built(form, lambda name: _read_if_stored(tensors[name]).detach().clone())
-
-
-def _read_if_stored(tensor: Tensor | StoredTensor) -> Tensor:
-    return tensor.read() if isinstance(tensor, StoredTensor) else tensor
-
-
-def size_bytes(state: Any) -> int:
-    """Return the bytes of all tensors in `state`."""
-    return sum(math.prod(t.shape) * t.dtype.itemsize for t in flat(state)[1].values())
-
-
 def write(path: Path, state: Any) -> None:
-    """Write `state` to a new file at `path`, its folder made if need be. Raises `OSError`."""
+    """Write `state` to a new file at `path`, its folder made if need be.
+
+    Raises `OSError`, and `TypeError` for a tensor of a type that no such file holds.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     form, tensors = flat(state)
     header: dict[str, Any] = {"__metadata__": dict(sha256=NO_SHA256, form=json.dumps(form))}
     end = 0
     for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"a file cannot hold a tensor of {tensor.dtype}, as {name} is")
         start, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
         header[name] = dict(dtype=DTYPES[tensor.dtype], shape=list(tensor.shape), data_offsets=[start, end])
     text = json.dumps(header).encode()
@@ -184,7 +131,7 @@ def write(path: Path, state: Any) -> None:
             digest.update(piece)
             out.write(piece)
         for tensor in tensors.values():
-            whole = _read_if_stored(tensor).detach().cpu()
+            whole = read_if_stored(tensor).detach().cpu()
             data = memoryview(whole.contiguous().view(-1).view(torch.uint8).numpy())
             hashed = beside.submit(digest.update, data)  # takes as long as writing, and both leave Python to others
             while data:  # one call writes no more than 2 GiB

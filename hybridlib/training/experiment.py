@@ -16,13 +16,14 @@ from hybridlib.study.records import EvalRecord, RunFolder
 from hybridlib.study.run import UNTIMED_STEPS, Run
 from hybridlib.study.storage import locked
 from hybridlib.training.assemble import device_name, make_trainer, pick_device, subnormals_as_zero, warm_up_kernels
-from hybridlib.training.checkpoint import CheckpointFile, State
+from hybridlib.training.checkpoint import CheckpointFile
 from hybridlib.training.data import DataSource, open_source
 from hybridlib.training.faults import install, struck
 from hybridlib.training.loss import Batch, held_out_loss
 from hybridlib.training.meter import Meter, Preemption, give_back, nvml_used_mb, ran_out_of_memory
 from hybridlib.training.models import weights_sha256
 from hybridlib.training.optimizers import set_learning_rate
+from hybridlib.training.states import State
 from hybridlib.training.trainer import HybridTrainer
 from hybridlib.training.weights import keep_weights
 
@@ -136,7 +137,10 @@ class Loop:
         """Compile what steps run, ahead of them and off the clock. Return the seconds that it took."""
         started_s = time.perf_counter()
         batch = self._on_device(self.source.batch(self.run.seed, 0))
-        self.trainer.objective.backward(batch)
+        objective = self.trainer.objective
+        accumulation = objective.accumulation
+        objective.backward_within_memory(batch, self.trainer.optimizer.zero_grad)
+        objective.accumulation = accumulation  # the first step halves the micro-batch again, and records it
         self.trainer.optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - started_s
 
@@ -165,9 +169,8 @@ class Loop:
             if struck(run.fault, record):
                 record.event = "+".join(filter(None, ["fault", record.event]))
             else:
-                warnings.warn(
-                    f"{run.id}: fault: step {state.step} is in Predict, where it spoils nothing", stacklevel=2
-                )
+                why = "begins no Predict" if run.fault.kind == "wild_jump" else "is in Predict"
+                warnings.warn(f"{run.id}: fault: step {state.step} {why}, so it spoils nothing", stacklevel=2)
         records.add(record)
         self.train_s += record.step_s if state.step > UNTIMED_STEPS else 0.0
         if state.step == run.steps or (self._settled(state) and state.step >= self.evaluated_step + run.eval_every):

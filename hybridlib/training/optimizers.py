@@ -125,7 +125,7 @@ class WeightAverage:
         self.taken += 1
         for name, weight in weights:
             value = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-            if self.taken == 1:
+            if name not in self.mean:  # the first of all, or unfrozen since
                 self.mean[name] = value.clone()
             else:
                 self.mean[name] = self.mean[name].to(value.device).lerp_(value, 1 / min(self.taken, self.steps))

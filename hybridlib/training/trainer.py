@@ -13,10 +13,11 @@ from hybridlib.method.optimizer import HybridOptimizer
 from hybridlib.method.schedule import Phase, PhaseState
 from hybridlib.method.wrapping import mean_over_ranks
 from hybridlib.study.records import StepRecord
-from hybridlib.training.checkpoint import CheckpointFile, Snapshots, State
+from hybridlib.training.checkpoint import CheckpointFile, Snapshots
 from hybridlib.training.meter import MB, Meter, give_back
 from hybridlib.training.objective import Objective, first_tensor, norm_of_gradients, random_state, set_random_state
 from hybridlib.training.optimizers import WeightAverage
+from hybridlib.training.states import State
 
 
 class HybridTrainer:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from hybridlib.study.progress import weights_path
 from hybridlib.study.run import Run
 from hybridlib.study.storage import part_of, writing
-from hybridlib.training.checkpoint import Damaged, read, size_bytes, write
+from hybridlib.training.checkpoint import Damaged, read, write
 from hybridlib.training.models import build
+from hybridlib.training.states import size_bytes
 
 
 def keep_weights(model: nn.Module, path: Path) -> None:

@@ -113,7 +113,7 @@ class History(Predictor):
         taken = self.taken
         for name, weight in weights:
             self.store.put(f"{taken % self.window}.{name}", weight)
-        self.store.put("taken", torch.tensor(taken + 1))
+        self.store.put("taken", torch.tensor(taken + 1, device="cpu"))
 
     @torch.no_grad()
     def predict(self, weights: Weights, horizon: int, progress: float) -> None:
@@ -147,9 +147,11 @@ def is_matrix(name: str, weight: Tensor) -> bool:
     """Return whether a parameter acts as a linear map, by its `name` and the axes of `weight`.
 
     Weights of linear layers and output heads have two axes, kernels of convolutions more, of which the first is the
-    output's. Tables of embeddings, of tokens or of positions, are no linear maps.
+    output's. Tables of embeddings, of tokens or of positions, are no linear maps, nor is a single row with more axes
+    than two, as a class token's.
     """
-    return weight.ndim >= 2 and not is_table(name)
+    row = weight.ndim > 2 and max(weight.shape) == weight.numel()
+    return weight.ndim >= 2 and not row and not is_table(name)
 
 
 def is_embedding(name: str, weight: Tensor) -> bool:

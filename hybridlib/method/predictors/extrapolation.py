@@ -24,7 +24,7 @@ class Linear(Predictor):
     def start(self, weights: Weights) -> None:
         for name, weight in weights:
             self.store.put(f"start.{name}", weight)
-        self.store.put("steps", torch.zeros((), dtype=torch.int64))
+        self.store.put("steps", torch.zeros((), dtype=torch.int64, device="cpu"))
 
     def observe(self, weights: Weights) -> None:
         if "steps" in self.store:
@@ -93,7 +93,11 @@ class Ridge(History):
             scale = gram.trace() / order
             if scale == 0:
                 continue
-            coefficients = torch.linalg.solve(gram + self.penalty * scale * eye, target)
+            regular = gram + self.penalty * scale * eye
+            if self.penalty:
+                coefficients = torch.linalg.solve(regular, target)
+            else:  # it may be singular: displacements that are alike are no more equations than one
+                coefficients = torch.linalg.pinv(regular, hermitian=True) @ target
             total = rolled_out(coefficients, horizon).to(moved) @ moved[-order:]
             weight.add_(total.view_as(weight).to(weight.dtype), alpha=self.gain)
 
@@ -106,7 +110,7 @@ def rolled_out(coefficients: torch.Tensor, horizon: int) -> torch.Tensor:
     """
     order = len(coefficients)
     companion = torch.zeros(order, order, dtype=coefficients.dtype, device=coefficients.device)
-    companion[:-1, 1:] = torch.eye(order - 1)
+    companion[:-1, 1:] = torch.eye(order - 1, device=companion.device)
     companion[-1] = coefficients
     return sum_of_powers(companion, horizon)[-1]
 

@@ -107,7 +107,7 @@ def leading_directions(blocks: Sequence[Tensor], count: int, dtype: torch.dtype)
 @cache
 def start(rows: int, columns: int) -> Tensor:
     """Return a matrix of `rows` and `columns`, from a normal distribution and always the same."""
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(0), device="cpu")
 
 
 def dtype_of_products(given: torch.dtype, chosen: torch.dtype) -> torch.dtype:

@@ -64,12 +64,16 @@ class Spectral(Nesterov):
         self.quintics = best_quintics(iterations, least)
 
     def move(self, group: Weights, share: float) -> None:
-        name, weight = group[0]
+        large = [(name, weight) for name, weight in group if self._is_large(name, weight)]
+        for name, weight in large:
+            self._move_by_rows(name, weight.detach(), share)
+        if len(large) < len(group):
+            super().move([named for named in group if not self._is_large(*named)], share)
+
+    def _is_large(self, name: str, weight: Tensor) -> bool:
+        """Return whether the matrix `name`, `weight`, is moved some rows at a time: where it is tall and too large."""
         tall = weight.ndim > 1 and len(weight) > weight[0].numel() and weight.is_contiguous()
-        if tall and weight.numel() > BLOCK_ELEMENTS and self.quintics and self.is_linear(name, weight):
-            self._move_by_rows(name, weight.detach(), share)  # so large a weight is a group of its own
-        else:
-            super().move(group, share)
+        return tall and weight.numel() > BLOCK_ELEMENTS and bool(self.quintics) and self.is_linear(name, weight)
 
     def _move_by_rows(self, name: str, weight: Tensor, share: float) -> None:
         """Move a tall matrix some rows at a time: `weight` itself takes look-ahead and direction, with no copy."""
@@ -112,12 +116,15 @@ class Spectral(Nesterov):
 
 
 class Sham(Spectral):
-    """A control: jump in a random direction, each tensor as far as Spectral would: what distance alone does."""
+    """A control: jump in a random direction, each tensor as far as Spectral would: what distance alone does.
+
+    Directions depend on a tensor's name and on how many jumps came before, so every seed of a study has the same.
+    """
 
     def start(self, weights: Weights) -> None:
         super().start(weights)
         if "jumps" not in self.store:
-            self.store.put("jumps", torch.zeros((), dtype=torch.int64))
+            self.store.put("jumps", torch.zeros((), dtype=torch.int64, device="cpu"))
 
     def predict(self, weights: Weights, horizon: int, progress: float) -> None:
         super().predict(weights, horizon, progress)
@@ -132,5 +139,7 @@ class Sham(Spectral):
 
     def _random_like(self, name: str, jump: Tensor) -> Tensor:
         seed = zlib.crc32(f"{name} {int(self.store.get('jumps'))}".encode())
-        noise = torch.randn(jump.shape, generator=torch.Generator().manual_seed(seed)).to(jump.device, jump.dtype)
+        noise = torch.randn(jump.shape, generator=torch.Generator().manual_seed(seed), device="cpu").to(
+            jump.device, jump.dtype
+        )
         return noise * (jump.norm() / noise.norm())

@@ -37,7 +37,8 @@ class Wnn(History):
         for name, weight in weights:
             moved = self.displacements(name, weight)[-inputs:].T
             scale = moved.square().mean().sqrt()
-            recent, total = (moved / scale.clamp_min(1e-12)).cpu(), torch.zeros(len(moved))
+            recent = (moved / scale.clamp_min(1e-12)).cpu()
+            total = torch.zeros_like(recent[:, 0])
             for _ in range(horizon):
                 ahead = network(recent).clamp(-3, 3)
                 total += ahead[:, 0]
@@ -48,8 +49,8 @@ class Wnn(History):
         """Return (samples, inputs + 1): displacements in a row of random elements, over their root mean square."""
         moved = self.displacements(name, weight).cpu()
         count = max(self.samples * weight.numel() // 1_000_000, 64)
-        element = torch.randint(moved.shape[1], (count,), generator=generator)
-        first = torch.randint(len(moved) - inputs, (count,), generator=generator)
+        element = torch.randint(moved.shape[1], (count,), generator=generator, device="cpu")
+        first = torch.randint(len(moved) - inputs, (count,), generator=generator, device="cpu")
         runs = torch.stack([moved[first + at, element] for at in range(inputs + 1)], dim=1)
         return runs / moved.square().mean().sqrt().clamp_min(1e-12)
 
@@ -60,7 +61,8 @@ def fitted(inputs: Tensor, targets: Tensor, width: int, generator: torch.Generat
 
     Adam takes `steps` steps on the mean squared error of all examples; weights are drawn by `generator`.
     """
-    network = nn.Sequential(nn.Linear(inputs.shape[1], width), nn.GELU(), nn.Linear(width, 1))
+    there = dict(device=inputs.device)  # whatever the default device is
+    network = nn.Sequential(nn.Linear(inputs.shape[1], width, **there), nn.GELU(), nn.Linear(width, 1, **there))
     for parameter in network.parameters():
         bound = 1 / parameter.shape[-1] ** 0.5
         parameter.data.uniform_(-bound, bound, generator=generator)
