@@ -138,7 +138,7 @@ def test_a_yardstick_is_drawn_where_no_arm_lies_on_it(fake_study, monkeypatch) -
     ]
     executed = run_chapter("10_research", fake_study, monkeypatch, found=Research(pd.DataFrame(rows), []))
     assert not executed.shown["worth_curve"].empty
-    assert executed.table("worth_table", "arm")["steps of AdamW"].tolist() == ["–"]
+    assert executed.table("worth_table", "arm")["steps of AdamW"].tolist() == ["> 1000 in 1 of 1"]
 
 
 def test_a_few_settings_are_told_by_the_best_of_each(fake_study, monkeypatch) -> None:
@@ -152,11 +152,12 @@ def test_a_few_settings_are_told_by_the_best_of_each(fake_study, monkeypatch) ->
     ]
     executed = run_chapter("10_research", fake_study, monkeypatch, found=Research(pd.DataFrame(rows), []))
     assert executed.shown["few_settings"].frame.optimizer.tolist() == ["muon", "adamw", "adamw", "adamw"]
-    first, second = executed.shown["few_said"].content.split(". ")
+    first, second, third = executed.shown["few_said"].content.split(". ")
     assert (
         first == "After 410 computed steps the best of a few settings each ends at 4.100 (`muon`) and 4.800 (`adamw`)"
     )
     assert second.startswith("After 1,000 computed steps the best of a few settings each ends at 4.400 (`adamw`);")
+    assert third.startswith("The best rate lies at an end") and third.endswith("it: `adamw` after 410 (0.002).")
 
 
 def test_the_three_yardsticks_say_what_computed_steps_are_worth(fake_study, monkeypatch) -> None:
