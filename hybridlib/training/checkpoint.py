@@ -77,9 +77,9 @@ class CheckpointFile:
                 write(part, whole)
                 if path == self.path:
                     self.stopped.unlink(missing_ok=True)  # first: it must not outlive what is newer
-                if path == self.path and path.exists():
-                    path.replace(self.previous)
-                    self._refused = {self.previous} if path in self._refused else set()
+                    if path.exists():
+                        path.replace(self.previous)
+                        self._refused = {self.previous} if path in self._refused else set()
                 part.replace(path)
             finally:
                 part.unlink(missing_ok=True)

@@ -64,11 +64,14 @@ class Spectral(Nesterov):
         self.quintics = best_quintics(iterations, least)
 
     def move(self, group: Weights, share: float) -> None:
-        large = [(name, weight) for name, weight in group if self._is_large(name, weight)]
-        for name, weight in large:
-            self._move_by_rows(name, weight.detach(), share)
-        if len(large) < len(group):
-            super().move([named for named in group if not self._is_large(*named)], share)
+        together = []
+        for name, weight in group:
+            if self._is_large(name, weight):
+                self._move_by_rows(name, weight.detach(), share)
+            else:
+                together.append((name, weight))
+        if together:
+            super().move(together, share)
 
     def _is_large(self, name: str, weight: Tensor) -> bool:
         """Return whether the matrix `name`, `weight`, is moved some rows at a time: where it is tall and too large."""
