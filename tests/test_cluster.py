@@ -1,5 +1,6 @@
 """Workers of a Dask cluster: which are used, what they send, what they see, how well they are kept at work."""
 
+import gc
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,6 +99,23 @@ def test_a_local_cluster_listens_on_loopback_only_and_a_failed_run_says_why(own_
         ended = trained(client, run(), bad)
     assert ended["hybrid-markov-s5"] == "" and "nowhere" in ended["bad-markov-s5"]
     assert progress.run_state(run()) == "complete" and not progress.run_folder(bad).joinpath("run.json").exists()
+
+
+def test_no_future_is_left_to_its_destructor_in_which_python_loses_an_interrupt(
+    own_outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, destroy = [], distributed.Future.__del__
+
+    def watched(future: distributed.Future) -> None:
+        if not future._cleared and threading.current_thread() is threading.main_thread():
+            left.append(future.key)
+        destroy(future)
+
+    with connect.local_workers(1) as client:
+        monkeypatch.setattr(distributed.Future, "__del__", watched)
+        assert trained(client, run()) == {"hybrid-markov-s5": ""}
+        gc.collect()
+        assert not left
 
 
 class Trap:

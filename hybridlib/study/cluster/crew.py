@@ -29,18 +29,13 @@ from hybridlib.study.storage import InUse, StorageError
 
 LOOK_S = 1.0  # between two looks at which workers there are
 Ended = Callable[[Task, str, float], bool]
+Work = Callable[[str], dict[str, Any]]
 
 
 class Crew:
     """The workers that `client` reaches, which `work` at `orders`; what happens is said on `console`."""
 
-    def __init__(
-        self,
-        client: distributed.Client,
-        orders: Orders,
-        console: Console,
-        work: Callable[[str], dict[str, Any]] = worker.work,
-    ) -> None:
+    def __init__(self, client: distributed.Client, orders: Orders, console: Console, work: Work = worker.work) -> None:
         self.client, self.orders, self.console, self.work = client, orders, console, work
         self.hands: dict[str, Hand] = {}
         self.came: queue.Queue[tuple[Hand, distributed.Future]] = queue.Queue()
@@ -64,10 +59,14 @@ class Crew:
                         looked_s = time.monotonic()
                     self._give()
                     with suppress(queue.Empty):
-                        self._take(*self.came.get(timeout=LOOK_S))
+                        hand, future = self.came.get(timeout=LOOK_S)
+                        self._take(hand, future)
+                        future.release()  # not left to its destructor, in which Python loses an interrupt
             with suppress(TimeoutError):
                 known = [future for hand, future in self.forgotten if hand is self.hands.get(hand.address)]
                 distributed.wait(known, timeout=PATIENCE_S)
+            for _, future in self.forgotten:
+                future.release()
         except BaseException:
             self._stop()
             raise
