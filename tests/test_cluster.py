@@ -118,6 +118,23 @@ def test_no_future_is_left_to_its_destructor_in_which_python_loses_an_interrupt(
         assert not left
 
 
+def test_what_the_client_asks_for_itself_makes_no_worker_lost(own_outputs: Path, monkeypatch) -> None:
+    """Every two seconds a client asks for the scheduler without its workers; here after all that it is asked for."""
+    monkeypatch.setattr(crew, "LOOK_S", 0.1)
+    monkeypatch.setattr(crew.Crew, "_say", lambda self, text: pytest.fail(text))
+    with connect.local_workers(1) as client:
+        sync, until_s = client.sync, time.monotonic() + 60
+
+        def asked_between(*given, **options) -> object:
+            assert time.monotonic() < until_s, "no worker is seen"
+            found = sync(*given, **options)
+            sync(client._update_scheduler_info)
+            return found
+
+        monkeypatch.setattr(client, "sync", asked_between)
+        assert trained(client, run()) == {"hybrid-markov-s5": ""}
+
+
 class Trap:
     """What a worker might send to have its code run here."""
 

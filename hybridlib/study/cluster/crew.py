@@ -73,11 +73,12 @@ class Crew:
 
     def _look(self) -> None:
         """See which workers came, and let the blocks of those that went wait again. Raise `NoCluster`."""
-        there = None
-        with suppress(OSError):
-            there = self.client.scheduler_info(n_workers=-1).get("workers")
-        if there is None or self.client.status != "running":
+        if self.client.status != "running":
             raise NoCluster("The scheduler is gone. What came back is kept; the same command goes on from here.")
+        try:  # asked by name: what `scheduler_info` returns may be what the client itself asks, which names no worker
+            there = self.client.sync(self.client.scheduler.identity, n_workers=-1)["workers"]
+        except OSError:
+            return  # the next look says whether it is gone
         for hand in [hand for address, hand in self.hands.items() if address not in there]:
             del self.hands[hand.address]
             if hand.block:
