@@ -20,6 +20,7 @@ from hybridlib import HybridOptimizer, Nesterov, PhaseSchedule
 from hybridlib.method.offload import OptimizerOffload
 from hybridlib.method.store import TensorStore
 from hybridlib.study.arm import OptimizerSettings
+from hybridlib.training import checkpoint, states
 from hybridlib.training.checkpoint import CheckpointFile, Snapshots
 from hybridlib.training.meter import Meter, give_back
 from hybridlib.training.objective import Objective
@@ -179,6 +180,34 @@ def test_a_phases_peak_is_its_own() -> None:
     give_back()
     meter.enter_phase()
     assert peak - meter.peak_mb() == pytest.approx(120, abs=15)
+
+
+@on_linux
+def test_a_checkpoint_of_what_lies_in_a_store_holds_a_piece_of_it_at_a_time(tmp_path: Path) -> None:
+    store, meter = TensorStore(tmp_path), Meter(torch.device("cpu"))
+    store.put("matrix", torch.randn(50, 1_000_000))  # 200 MB
+    store.put("scalar", torch.tensor(3.0))
+    give_back()
+    meter.enter_phase()
+    before = meter.peak_mb()
+    checkpoint.write(tmp_path / "file", store.entries())
+    assert meter.peak_mb() - before < 50
+    found = checkpoint.read(tmp_path / "file")
+    assert found.keys() == {"matrix", "scalar"}
+    assert all(torch.equal(found[name], store.get(name)) for name in found)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (1, 7), (9, 5), (40, 2, 3, 2)])
+def test_pieces_of_a_tensor_are_all_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shape: tuple) -> None:
+    monkeypatch.setattr(states, "PIECE_BYTES", 48)
+    whole, store = torch.randn(shape), TensorStore(tmp_path)
+    store.put("whole", whole)
+    forms = [whole, store.entries()["whole"]]
+    forms += [whole.contiguous(memory_format=torch.channels_last)] if whole.dim() == 4 else []
+    for form in forms:
+        found = list(states.pieces(form))
+        assert torch.equal(torch.cat(found) if shape else found[0], whole)
+        assert all(len(piece) == 1 or piece.nbytes <= 48 for piece in found if shape)
 
 
 def test_a_checkpoint_that_was_written_keeps_no_tensor(tmp_path: Path) -> None:

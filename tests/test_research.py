@@ -3,10 +3,12 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from chapter import run_chapter
 from conftest import FACTS, FakeStudy
+from scipy import stats
 
 from hybridlib.analysis.load import read_records
 from hybridlib.analysis.research import REFERENCE, TO_BASELINE, TRIAL_COLUMNS, Research, with_baselines
@@ -111,6 +113,13 @@ def yardsticks() -> Research:
     return Research(pd.DataFrame(rows), [])
 
 
+def ratio_ends(ratios: pd.Series) -> tuple[float, float]:
+    """The ends of the 95 % interval of a geometric mean, by the t distribution on logarithms."""
+    logs, n = np.log(ratios), len(ratios)
+    half = stats.t.ppf(0.975, n - 1) * logs.std(ddof=1) / math.sqrt(n)
+    return math.exp(logs.mean() - half), math.exp(logs.mean() + half)
+
+
 def test_muon_is_faster_where_its_step_costs_no_more_than_it_is_worth(fake_study, monkeypatch) -> None:
     """Its step costs 4, 2 and 1 of the hybrid's at 64, 256 and 1024 tokens; it is worth 0.955 of one."""
     rows = [
@@ -122,9 +131,11 @@ def test_muon_is_faster_where_its_step_costs_no_more_than_it_is_worth(fake_study
     pd.DataFrame(rows).to_csv(fake_study.folder / "results" / "speed_tokens.csv", index=False)
     executed = run_chapter("10_research", fake_study, monkeypatch, found=yardsticks())
     row = executed.shown["tokens_table"].frame.iloc[0]
-    worth_ratio = executed.names["worths"]["muon"] / executed.names["worths"]["hybrid_tuned"]
-    share = math.log(1 / worth_ratio) / math.log(1.1)  # of the way from 1024 to 4096 tokens, both by logarithm
+    by_seed = executed.names["worths"]["muon"] / executed.names["worths"]["hybrid_tuned"]
+    share = -np.log(by_seed).mean() / math.log(1.1)  # of the way from 1024 to 4096 tokens, both by logarithm
     assert row["muon is faster from"] == f"about {round(1024 * 4**share, -2):.0f}"
+    ends = [executed.names["said_of"](executed.names["step"], end) for end in ratio_ends(by_seed)]
+    assert row["interval"] == f"{ends[1]} to {ends[0]}" and "about" in row["interval"]
     assert row["size of, on"] == "fake, cpu"
     said_of, step = executed.names["said_of"], executed.names["step"]
     assert said_of(step, 5.0) == "fewer than 64" and said_of(step, 0.5) == "more than 4096"

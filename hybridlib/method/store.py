@@ -23,11 +23,14 @@ PIECE_BYTES = 1 << 30  # Linux moves no more than 2 GiB in one call
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of this `shape` and `dtype` that lies in a store; `read` returns a copy on the host."""
+    """A tensor of this `shape` and `dtype` that lies in a store; `read` returns a copy on the host.
+
+    `read(rows=slice(...))` returns these rows of its first axis alone.
+    """
 
     shape: torch.Size
     dtype: torch.dtype
-    read: Callable[[], Tensor]
+    read: Callable[..., Tensor]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Snapshots of a training state, in memory or in safetensors files that are checked before they are used.
 
-A file is written tensor by tensor, because the library's own writer takes all tensors in memory at once, which would
+A file is written piece by piece, because the library's own writer takes all tensors in memory at once, which would
 double a run's peak at every checkpoint. Loading one runs no code.
 """
 
@@ -17,14 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from hybridlib.study.storage import writing
-from hybridlib.training.states import State, built, copied, flat, read_if_stored, size_bytes
+from hybridlib.training.states import PIECE_BYTES, State, built, copied, flat, pieces, size_bytes
 
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16",
           torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
           torch.bool: "BOOL", torch.complex64: "C64"}  # fmt: skip
 NO_SHA256 = "0" * 64  # stands in the file while its checksum is taken
 HEADER_BYTES = 100_000_000  # safetensors refuses a longer header
-PIECE_BYTES = 1 << 24
 
 
 class Damaged(ValueError):
@@ -130,11 +129,10 @@ def write(path: Path, state: Any) -> None:
         for piece in (len(text).to_bytes(8, "little"), text):
             digest.update(piece)
             out.write(piece)
-        for tensor in tensors.values():
-            whole = read_if_stored(tensor).detach().cpu()
-            data = memoryview(whole.contiguous().view(-1).view(torch.uint8).numpy())
+        for piece in (piece for tensor in tensors.values() for piece in pieces(tensor)):
+            data = memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy())
             hashed = beside.submit(digest.update, data)  # takes as long as writing, and both leave Python to others
-            while data:  # one call writes no more than 2 GiB
+            while data:  # one call may write less
                 data = data[out.write(data) :]
             hashed.result()
         out.seek(8 + text.index(NO_SHA256.encode()))

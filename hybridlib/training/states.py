@@ -5,7 +5,7 @@ when needed, and of plain values.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from hybridlib.method.store import StoredTensor, strides
 
 State = dict[str, Any]
+PIECE_BYTES = 1 << 21  # at a time in memory, several times over: freed pieces are not given back at once
 
 
 def flat(state: Any) -> tuple[Any, dict[str, Tensor | StoredTensor]]:
@@ -69,6 +70,18 @@ def copied(state: Any) -> Any:
 def read_if_stored(tensor: Tensor | StoredTensor) -> Tensor:
     """Return `tensor`, from its store if it lies in one."""
     return tensor.read() if isinstance(tensor, StoredTensor) else tensor
+
+
+def pieces(tensor: Tensor | StoredTensor) -> Iterator[Tensor]:
+    """Yield `tensor` on the host, some rows of its first axis at a time: of one that lies elsewhere no more is here."""
+    rows, nbytes = (tensor.shape or [0])[0], math.prod(tensor.shape) * tensor.dtype.itemsize
+    if nbytes <= PIECE_BYTES:
+        yield read_if_stored(tensor).detach().cpu()
+        return
+    step = max(1, rows * PIECE_BYTES // nbytes)
+    for at in range(0, rows, step):
+        some = slice(at, at + step)
+        yield (tensor.read(rows=some) if isinstance(tensor, StoredTensor) else tensor[some].detach()).cpu()
 
 
 def size_bytes(state: Any) -> int:
