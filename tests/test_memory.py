@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import warnings
 import weakref
 from contextlib import suppress
 from pathlib import Path
@@ -151,6 +152,16 @@ def test_a_state_that_finds_no_room_half_way_comes_back(monkeypatch: pytest.Monk
     away.restore()
     after = [v for s in optimizer.state.values() for v in s.values()]
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+def test_a_store_that_nobody_holds_closes_its_file_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    warnings.simplefilter("always")
+    store = TensorStore()
+    store.put("x", torch.ones(3))
+    file = store._file
+    del store
+    gc.collect()
+    assert file.closed and not recwarn.list
 
 
 @on_linux

@@ -185,7 +185,8 @@ class Rows(Dataset):
 def peaks_mb(run: Run, device_choice: str, cycles: int = 2) -> dict[str, float]:
     """Return the peak memory of `run` in MB above the process's floor, by phase and as `run`.
 
-    Over Warmup and `cycles` cycles, in a process of its own, on the device that `device_choice` names.
+    Over Warmup and `cycles` cycles with a checkpoint in them, in a process of its own, on the device that
+    `device_choice` names.
     """
     with tempfile.TemporaryDirectory() as folder:
         return alone(_peaks_mb, run, device_choice, cycles, Path(folder) / "checkpoint.safetensors")
@@ -198,6 +199,7 @@ def _peaks_mb(run: Run, device_choice: str, cycles: int, checkpoint: Path) -> di
     meter = Meter(work.device)
     snapshots = CheckpointFile(checkpoint, dict, {})  # one in memory would count as the trainer's own
     trainer = make_trainer(run, work.device, meter=meter, snapshots=snapshots)
+    trainer.snapshot_every = cycle_steps(run) if run.schedule else 10  # one of them when a cycle has filled the store
     found: dict[str, float] = {}
     for _ in range(run.schedule.warmup + cycles * cycle_steps(run) if run.schedule else 20):
         record = trainer.step(work.batch(trainer.real_steps))

@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ class TensorStore:
     def __init__(self, folder: Path | None = None) -> None:
         self.given, self.folder = folder, Path(folder or tempfile.gettempdir())
         self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 (open as long as the store lives)
+        weakref.finalize(self, self._file.close)
         self._end = 0
         self._kept: dict[str, Tensor | Slot] = {}
         self.nbytes = 0  # of all that is kept
