@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,8 +26,8 @@ from rich.console import Console
 from tiny import run
 
 from hybridlib.study import progress
-from hybridlib.study.cluster import connect, crew, notebook, worker
-from hybridlib.study.cluster.blocks import Block, Machine, Task, Waiting, block_of
+from hybridlib.study.cluster import connect, crew, landing, notebook, worker
+from hybridlib.study.cluster.blocks import Block, Machine, NoCluster, Task, Waiting, block_of
 from hybridlib.study.cluster.order import Orders
 from hybridlib.study.parameters import ROOT
 from hybridlib.study.plan import Job
@@ -135,6 +137,96 @@ def test_what_the_client_asks_for_itself_makes_no_worker_lost(own_outputs: Path,
         assert trained(client, run()) == {"hybrid-markov-s5": ""}
 
 
+def slow(order: str) -> dict:
+    """Works for a while the first time that it is asked, so that something can happen to it, and then not."""
+    begun = Path(json.loads(order)["outputs"]) / "begun"
+    first = not begun.exists()
+    with begun.open("a") as out:
+        out.write("x")
+    if first:
+        time.sleep(2)
+    return dict(message="ended")
+
+
+def broken_once(client: distributed.Client, how: Callable[[], None], **options) -> tuple[dict[str, str], str]:
+    """Train a run, do `how` to the connections when it has begun; what `trained` says, and what was printed."""
+    printed = io.StringIO()
+
+    def spoil() -> None:
+        wait_for((progress.OUTPUTS / "begun").exists, "the task")
+        client.loop.add_callback(how)
+
+    threading.Thread(target=spoil, daemon=True).start()
+    ended = {}
+    block = block_of("one", [Task(run(), None, 1.0)])
+    taken = crew.Crew(client, Orders("cpu"), Console(file=printed, width=200), slow)
+    taken.train([block], lambda task, message, seconds: ended.update({task.run.id: message}) is None)
+    return ended, printed.getvalue()
+
+
+def test_a_client_that_connects_again_gives_its_workers_their_blocks_again(own_outputs: Path) -> None:
+    with connect.local_workers(1) as client:
+        ended, _ = broken_once(client, client.scheduler_comm.comm.abort)
+    assert ended == {"hybrid-markov-s5": "ended"} and (own_outputs / "begun").read_text() == "xx"
+
+
+def test_a_result_whose_transfer_breaks_is_no_failure_of_its_run(own_outputs: Path, monkeypatch) -> None:
+    gathers, gather = [], distributed.Client._gather
+
+    async def breaks_once(client: distributed.Client, futures, *given, **options) -> object:
+        gathers.append(futures)
+        if len(gathers) == 2:  # the first is what the worker says of itself
+            raise distributed.comm.CommClosedError("cut")
+        return await gather(client, futures, *given, **options)
+
+    with connect.local_workers(1) as client:
+        monkeypatch.setattr(distributed.Client, "_gather", breaks_once)
+        ended, said = broken_once(client, lambda: None)
+    assert ended == {"hybrid-markov-s5": "ended"} and "is lost" in said and len(gathers) == 4
+
+
+def test_a_worker_that_dies_while_its_result_is_fetched_is_lost_and_nobody_waits(
+    own_outputs: Path, monkeypatch
+) -> None:
+    fetch = distributed.Future.result
+
+    def killed_first(future: distributed.Future) -> object:
+        if (own_outputs / "begun").exists() and not (own_outputs / "killed").exists():
+            (own_outputs / "killed").touch()
+            for name in future.client.run(os.getpid):
+                with suppress(Exception):
+                    future.client.run(os._exit, 1, workers=[name])
+        return fetch(future)
+
+    with connect.local_workers(1) as client:
+        monkeypatch.setattr(distributed.Future, "result", killed_first)
+        ended, said = broken_once(client, lambda: None)
+    assert ended == {"hybrid-markov-s5": "ended"} and "is lost" in said
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"address": 3}'])
+def test_a_file_that_names_no_scheduler_is_named(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "scheduler.json"
+    file.write_text(content)
+    with (
+        pytest.raises(NoCluster, match=f"--scheduler {file}: no Dask scheduler answers: "),
+        connect.connected(str(file)),
+    ):
+        pass
+
+
+def test_what_extends_a_run_is_to_do_while_its_baseline_is(own_outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = {"baseline": "partial", "hybrid": "complete"}
+    monkeypatch.setattr(progress, "run_state", lambda each: states[each.arm])
+    monkeypatch.setattr(progress, "awaits_target", lambda each: states["baseline"] != "complete")
+    monkeypatch.setattr(RunFolder, "facts", dict(device="cpu: A, 2 threads"))
+    jobs = [Job("benchmark", "05_run", {}, run(extend=2.0), extends=extends) for extends in (False, True)]
+    tasks = [Task(jobs[0].run, jobs[0], 1.0), Task(run(arm="baseline"), None, 1.0), Task(jobs[1].run, jobs[1], 1.0)]
+    assert block_of("pair", tasks).todo == tasks[1:]
+    states["baseline"] = "complete"
+    assert block_of("pair", tasks).todo == []
+
+
 class Trap:
     """What a worker might send to have its code run here."""
 
@@ -225,7 +317,7 @@ def test_many_workers_are_kept_at_work_though_some_are_lost(
         part = chance.randint(1, 9)
         blocks.append(Block(f"block {len(blocks)}", tasks[:part]))
         tasks = tasks[part:]
-    monkeypatch.setattr(crew, "why_not_whole", lambda run: "")
+    monkeypatch.setattr(landing, "why_not_whole", lambda run: "")
     ended, me = [], psutil.Process()
     with Field(own_outputs) as field:
         field.start_scheduler()

@@ -1,5 +1,7 @@
 """Broken disks and files: nothing damaged is ever used, and what cannot be written is said with path and bytes."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -9,11 +11,13 @@ import re
 import resource
 import signal
 import subprocess
+import time
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from field import wait_for
 from rich.console import Console
 from safetensors.torch import load_file
 from tiny import run, same_run
@@ -334,6 +338,25 @@ def test_a_lock_names_its_holder_even_before_that_has_said_its_name(tmp_path: Pa
         with pytest.raises(InUse, match="in use: a process that has just started"):
             with locked(tmp_path, "works"):
                 pass
+    with locked(tmp_path, "works"):
+        pass
+
+
+def test_on_a_disk_that_has_no_flock_a_killed_process_holds_nothing(tmp_path: Path, monkeypatch) -> None:
+    def no_flock(*_given: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_flock)
+    if (child := os.fork()) == 0:
+        with locked(tmp_path, "works"):
+            (tmp_path / "held").touch()
+            time.sleep(60)
+        os._exit(0)
+    wait_for((tmp_path / "held").exists, "the child")
+    with pytest.raises(InUse, match=f"{tmp_path} is in use: {child} "), locked(tmp_path, "works"):
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
     with locked(tmp_path, "works"):
         pass
 

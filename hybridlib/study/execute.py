@@ -16,7 +16,7 @@ from typing import Any
 import papermill
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import DeadKernelError
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError, strip_color
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +28,8 @@ from hybridlib.study.chapters import source, stamp
 from hybridlib.study.plan import PIPELINE, Job
 from hybridlib.study.provenance import ROOT, from_root
 from hybridlib.study.storage import locked, part_of, remove_checkpoints, writing
+
+OUTPUT_S = 60  # that a cell's last output may take to arrive, as on a machine that has much else to do
 
 
 class Kernel(AsyncKernelManager):
@@ -138,13 +140,17 @@ def execute_into(out: Path, job: Job, console: Console) -> None:
     part = part_of(out).with_suffix(".part.ipynb")
     os.environ[PIPELINE] = job.notebook  # its kernel inherits this
     said = SimpleNamespace(write=partial(show_warnings, console), flush=lambda: None)  # a file for stderr
-    options = dict(kernel_manager_class=Kernel, shutdown_kernel="immediate", progress_bar=False, stderr_file=said)
+    options = dict(kernel_manager_class=Kernel, shutdown_kernel="immediate", progress_bar=False)
+    options |= dict(stderr_file=said, iopub_timeout=OUTPUT_S)
     try:
         facts = {} if job.run else dict(made_by=chapters.made_by(job))
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             paths = literal(source(job)), literal(part)
-            papermill.execute_notebook(*paths, job.parameters, **options)
+            try:
+                papermill.execute_notebook(*paths, job.parameters, **options)
+            except CellTimeoutError:  # an `OSError`, but no file's
+                raise JobFailed(f"a cell's output had not come {OUTPUT_S} s after the cell had ended") from None
         stamp(part, out, **facts)
     except PapermillExecutionError as error:
         stamp(part, out)

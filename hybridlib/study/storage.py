@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLock, Timeout
 
 Mark = tuple[int, str]  # a file's length in bytes, and the sha256 of its content so far
 
@@ -41,12 +41,14 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         try:
             lock.acquire()
         except Timeout:
-            holder = file.read_text(encoding="utf-8", errors="replace") or "a process that has just started"
+            holder = " ".join(file.read_text(encoding="utf-8", errors="replace").split())
+            holder = holder or "a process that has just started"
             raise InUse(f"{folder} is in use: {holder}") from None
     try:
         with writing(file):
-            said = f"process {os.getpid()} {doing} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-            file.write_text(said, encoding="utf-8")
+            if not isinstance(lock, SoftFileLock):  # on a disk that has no flock: the file says then who is alive
+                said = f"process {os.getpid()} {doing} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+                file.write_text(said, encoding="utf-8")
             remove_parts(folder)
         yield
     finally:

@@ -150,9 +150,18 @@ class Waiting:
 
 
 def block_of(name: str, tasks: list[Task], group: str = "") -> Block:
-    """Return `tasks` as the block `name` of `group`, what is complete done where its records say."""
-    extends = [task for task in tasks if task.job and task.job.extends]
+    """Return `tasks` as the block `name` of `group`, what is complete done where its records say.
+
+    What extends a run is to do, too, while that run's target is yet to come, from a baseline of the block.
+    """
     found = [(task, progress.run_state(task.run)) for task in tasks]
-    done = [task for task, state in found if state == "complete" or (state == "extendable" and task not in extends)]
+    unfinished = any(state not in progress.WHOLE for _, state in found)
+
+    def is_done(task: Task, state: str) -> bool:
+        extends = task.job and task.job.extends
+        to_come = extends and (state == "extendable" or (unfinished and progress.awaits_target(task.run)))
+        return state in progress.WHOLE and not to_come
+
+    done = [task for task, state in found if is_done(task, state)]
     devices = [RunFolder(progress.run_folder(task.run)).facts["device"] for task in done]
     return Block(name, tasks, done, machine_of(devices[0]) if devices else None, time.monotonic(), group=group)

@@ -1,5 +1,6 @@
 """Reach a Dask cluster: the one that a scheduler's address names, or workers of this machine alone."""
 
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -20,13 +21,13 @@ def connected(scheduler: str) -> Iterator[distributed.Client]:
 
     No pickle that a worker sends is loaded here, an error's apart, which Dask itself sends.
     """
-    where = dict(scheduler_file=scheduler) if Path(scheduler).is_file() else dict(address=scheduler)
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what is lost is said here, in a line
     try:
+        address = address_of(scheduler)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", VersionMismatchWarning)  # `About` compares them all
             client = distributed.Client(
-                **where, timeout=10, serializers=["msgpack", "pickle"], deserializers=["msgpack"]
+                address, timeout=10, serializers=["msgpack", "pickle"], deserializers=["msgpack"]
             )
     except (OSError, ValueError, TypeError) as error:
         said = " ".join(str(error).split())
@@ -36,6 +37,16 @@ def connected(scheduler: str) -> Iterator[distributed.Client]:
     finally:
         with suppress(Exception):  # of a scheduler that is gone
             client.close(timeout=5)
+
+
+def address_of(scheduler: str) -> str:
+    """Return the address in the scheduler file `scheduler`, or what is none as it is. Raise `ValueError`, `OSError`."""
+    if not Path(scheduler).is_file():
+        return scheduler
+    try:
+        return str(json.loads(Path(scheduler).read_text(encoding="utf-8"))["address"])
+    except (ValueError, LookupError, TypeError):
+        raise ValueError("the file names none: is it a scheduler's, and has that started?") from None
 
 
 @contextmanager

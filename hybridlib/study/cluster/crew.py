@@ -22,10 +22,9 @@ from hybridlib.study.cluster import worker
 from hybridlib.study.cluster.blocks import Block, NoCluster, Task, Waiting
 from hybridlib.study.cluster.connect import ONE_DEVICE
 from hybridlib.study.cluster.hand import About, Hand, lines
-from hybridlib.study.cluster.landing import Outcome, land, set_aside, why_not_whole
+from hybridlib.study.cluster.landing import Outcome, landed, set_aside
 from hybridlib.study.cluster.order import Orders
 from hybridlib.study.progress_line import live_line
-from hybridlib.study.storage import InUse, StorageError
 
 LOOK_S = 1.0  # between two looks at which workers there are
 Ended = Callable[[Task, str, float], bool]
@@ -38,7 +37,7 @@ class Crew:
     def __init__(self, client: distributed.Client, orders: Orders, console: Console, work: Work = worker.work) -> None:
         self.client, self.orders, self.console, self.work = client, orders, console, work
         self.hands: dict[str, Hand] = {}
-        self.came: queue.Queue[tuple[Hand, distributed.Future]] = queue.Queue()
+        self.came: queue.Queue[tuple[Hand, distributed.Future, Any]] = queue.Queue()
         self.forgotten: list[tuple[Hand, distributed.Future]] = []
         self.about = About.model_validate_json(worker.about())
 
@@ -49,7 +48,6 @@ class Crew:
         is of the kind that the rest needs. On any exception, workers are told to stop, and have time for a checkpoint.
         """
         self.waiting, self.ended, self.going_on, self.count = Waiting(blocks), ended, True, 0
-        self.client.subscribe_topic(worker.TOPIC, self._hear)
         looked_s = -LOOK_S
         try:
             with live_line(lambda: lines(self.hands, self.waiting.blocks, self.count), self.console):
@@ -59,10 +57,10 @@ class Crew:
                         looked_s = time.monotonic()
                     self._give()
                     with suppress(queue.Empty):
-                        hand, future = self.came.get(timeout=LOOK_S)
-                        self._take(hand, future)
+                        hand, future, found = self.came.get(timeout=LOOK_S)
+                        self._take(hand, future, found)
                         future.release()  # not left to its destructor, in which Python loses an interrupt
-            with suppress(TimeoutError):
+            with suppress(TimeoutError, distributed.CancelledError):  # no run depends on what is forgotten
                 known = [future for hand, future in self.forgotten if hand is self.hands.get(hand.address)]
                 distributed.wait(known, timeout=PATIENCE_S)
             for _, future in self.forgotten:
@@ -80,17 +78,15 @@ class Crew:
         except OSError:
             return  # the next look says whether it is gone
         for hand in [hand for address, hand in self.hands.items() if address not in there]:
-            del self.hands[hand.address]
-            if hand.block:
-                self._say(f"{hand.name} is lost; {hand.task.name} is trained again, or goes on, elsewhere.")
-                self._release(hand)
+            self._lose(hand)
         for address, facts in there.items():
             if address not in self.hands:
+                self.client.subscribe_topic(worker.TOPIC, self._hear)  # which a client that connects again has lost
                 hand = self.hands[address] = Hand(address, str(facts.get("name") or address))
                 if (facts.get("resources") or {}).get("device", 0) < 1:
                     self._refuse(hand, "it offers no device: start it with --resources device=1")
                 else:
-                    self._expect(hand, self._submit(hand, worker.about))
+                    self._expect(hand, About.model_validate_json, worker.about)
 
     def _give(self) -> None:
         """Give each worker that has nothing to do a block, if there is one for it."""
@@ -115,7 +111,7 @@ class Crew:
         if block.todo and self.going_on:
             hand.task, hand.since_s, hand.said = block.todo[0], time.monotonic(), ""
             order = self.orders.order(hand.task, hand.gpu, hand.machine.host)
-            hand.future = self._expect(hand, self._submit(hand, self.work, order, resources=ONE_DEVICE))
+            self._expect(hand, Outcome.model_validate, self.work, order, resources=ONE_DEVICE)
             return
         landed = [task.run.id for task in block.done if progress.run_state(task.run) in progress.WHOLE]
         hand.block = hand.task = hand.future = None
@@ -132,21 +128,30 @@ class Crew:
         here = dict(workers=[hand.address], allow_other_workers=False, pure=False)
         return self.client.submit(function, *given, key=f"hybridlib-{uuid.uuid4()}", **here, **options)
 
-    def _expect(self, hand: Hand, future: distributed.Future) -> distributed.Future:
-        """Have what `future` brings from `hand` taken when it comes; return it."""
-        future.add_done_callback(lambda done: self.came.put((hand, done)))
-        return future
+    def _expect(self, hand: Hand, read: Callable, *submitted: Any, **options: Any) -> None:
+        """Have the worker of `hand` do what is `submitted`; what `read` makes of what it brings is taken when it comes.
 
-    def _take(self, hand: Hand, future: distributed.Future) -> None:
-        """Take what came back from `hand`: what it is, or what became of its task."""
-        if hand is not self.hands.get(hand.address) or future.status in ("cancelled", "lost"):
-            return  # the next look at the workers and the scheduler says why
-        try:
-            found = future.result()
-            found = Outcome.model_validate(found) if future is hand.future else About.model_validate_json(found)
-        except Exception as error:  # whatever a worker with other code raises, or sends
-            found = error
-        if future is not hand.future:
+        It is fetched in a thread of Dask's, beside the looks at who is there: of a worker that is lost nothing comes.
+        """
+
+        def fetch(done: distributed.Future) -> None:
+            try:
+                found = read(done.result())
+            except Exception as error:  # whatever a worker with other code raises, or sends
+                found = error
+            self.came.put((hand, done, found))
+
+        hand.future = self._submit(hand, *submitted, **options)
+        hand.future.add_done_callback(fetch)
+
+    def _take(self, hand: Hand, future: distributed.Future, found: Any) -> None:
+        """Take what came back from `hand`: what it is, what became of its task, or the error that came instead."""
+        if hand is not self.hands.get(hand.address):
+            return
+        if isinstance(found, (OSError, distributed.CancelledError)) and future.status != "error":
+            self._lose(hand)  # the connection broke, not the task; the next look finds the worker, if it is there
+            return
+        if not hand.task:
             self._judge(hand, found)
             return
         if isinstance(found, Exception):
@@ -159,13 +164,7 @@ class Crew:
             return
         for line in found.warnings.splitlines():
             self._say(line)
-        task, message = hand.task, found.message
-        try:
-            if found.files:
-                land(task.run, found.files)
-            message = message or why_not_whole(task.run)
-        except (StorageError, InUse) as error:
-            message = str(error)
+        task, message = hand.task, landed(hand.task.run, found)
         hand.block.done.append(task)
         self.count += 1
         self.going_on &= self.ended(task, message, time.monotonic() - hand.since_s)
@@ -174,26 +173,26 @@ class Crew:
     def _judge(self, hand: Hand, found: About | Exception) -> None:
         """Take `hand` on, or refuse it, by what it has `found` of itself."""
         others = [other for other in self.hands.values() if other.machine]
+        shares = self.orders.study is None and self.orders.device != "auto"  # trials are compared by loss alone
         try:
-            if isinstance(found, Exception):
-                raise ValueError(f"it, or the scheduler, was not started with this project: {found!r}")
-            found.must_be_like(self.about)
-            taken = [other.gpu for other in others if other.machine.host == found.host]
-            shares = self.orders.study is None and self.orders.device != "auto"  # trials are compared by loss alone
-            hand.gpu = found.gpu_for(self.orders.device, [] if shares else taken)
-            machine = found.machine(self.orders.device, hand.gpu)
-            if any(other.machine.kind != machine.kind for other in others):
-                raise ValueError(
-                    f"it would train on {machine.computes}, others do not: choose by --device cpu or cuda:0"
-                )
+            hand.take_on(found, self.about, others, self.orders.device, shares)
         except ValueError as error:
             self._refuse(hand, str(error))
-        else:
-            hand.machine = machine
 
     def _refuse(self, hand: Hand, why: str) -> None:
         hand.machine = None
         self._say(f"{hand.name} is not used: {why}")
+
+    def _lose(self, hand: Hand) -> None:
+        """Forget `hand`, whose worker or connection is lost, what it was asked for, and let its block wait again."""
+        del self.hands[hand.address]
+        if hand.future:
+            with suppress(Exception):  # of a client that is closed
+                self.client.cancel([hand.future])  # or a worker that comes back at this address would begin with it
+        if hand.block:
+            if self.client.status == "running":
+                self._say(f"{hand.name} is lost; {hand.task.name} is trained again, or goes on, elsewhere.")
+            self._release(hand)
 
     def _release(self, hand: Hand) -> None:
         self.waiting.put_back(hand.block, time.monotonic())
@@ -209,7 +208,7 @@ class Crew:
 
     def _stop(self) -> None:
         """Cancel what workers are at, and wait until they have stopped, after a checkpoint, or are lost."""
-        at_work = [hand for hand in self.hands.values() if hand.future]
+        at_work = [hand for hand in self.hands.values() if hand.task]
         with suppress(Exception):  # of a scheduler that is gone
             for hand in at_work:
                 hand.said = "stopping"

@@ -67,8 +67,8 @@ class Hand:
     """A worker at `address`, called `name`, on `machine`, and what it is at.
 
     `machine` is None until it has said what it is, and for one that is refused. `gpu` is the number of the GPU that it
-    is on, empty where it has but one or none. It works at `task` of `block` since `since_s`, which ends with `future`;
-    `said` is how far it is.
+    is on, empty where it has but one or none. It works at `task` of `block` since `since_s`; `future` is what it was
+    asked for last, and `said` is how far it is.
     """
 
     address: str
@@ -80,6 +80,26 @@ class Hand:
     future: distributed.Future | None = None
     since_s: float = 0.0
     said: str = ""
+
+    def take_on(self, found: About | Exception, here: About, others: list["Hand"], device: str, shares: bool) -> None:
+        """Let this worker train on `device`, by what it has `found` of itself. Raise `ValueError` where it must not.
+
+        Args:
+            found: what it says of itself, or why it says nothing.
+            here: what is true on the side that asks.
+            others: the workers that were taken on before.
+            device: as the command has it.
+            shares: whether workers of a host may have one GPU together.
+        """
+        if isinstance(found, Exception):
+            raise ValueError(f"it, or the scheduler, was not started with this project: {found!r}")
+        found.must_be_like(here)
+        taken = [other.gpu for other in others if other.machine.host == found.host]
+        gpu = found.gpu_for(device, [] if shares else taken)
+        machine = found.machine(device, gpu)
+        if any(other.machine.kind != machine.kind for other in others):
+            raise ValueError(f"it would train on {machine.computes}, others do not: choose by --device cpu or cuda:0")
+        self.gpu, self.machine = gpu, machine
 
 
 def lines(hands: dict[str, Hand], waiting: list[Block], count: int) -> str:

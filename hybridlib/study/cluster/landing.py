@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from hybridlib.study import progress
 from hybridlib.study.records import RunFolder
 from hybridlib.study.run import Run
-from hybridlib.study.storage import InUse, locked, write_atomically
+from hybridlib.study.storage import InUse, StorageError, locked, write_atomically
 
 RECORDS = ("steps.csv", "evals.csv", "run.json")
 LAST = "run.json"  # its presence means that a run is complete
@@ -33,6 +33,16 @@ class Outcome(BaseModel):
 def packed(folder: Path, names: tuple[str, ...] = FILES) -> dict[str, bytes]:
     """Return those files of a run's `folder` that are called one of `names`, by name."""
     return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+
+
+def landed(run: Run, found: Outcome) -> str:
+    """Keep here what a worker `found` of `run`; return why the run, or that, failed, and nothing if it did not."""
+    try:
+        if found.files:
+            land(run, found.files)
+        return found.message or why_not_whole(run)
+    except (StorageError, InUse) as error:
+        return str(error)
 
 
 def land(run: Run, files: dict[str, bytes]) -> None:
