@@ -283,6 +283,116 @@ def test_a_jump_whose_weights_have_other_names_now_is_not_undone_in_part() -> No
     assert same(values(parallel), there)
 
 
+def test_a_buffer_of_another_shape_keeps_a_jump_from_being_undone_in_part() -> None:
+    model = make()
+    model.register_buffer("cache", torch.ones(3))
+    optimizer = hybrid(model, Wild(50.0), named_buffers=model.named_buffers)
+    to_jump(model, optimizer)
+    model.cache = torch.ones(4)
+    there = values(model)
+    with pytest.raises(RuntimeError, match="cannot be undone: buffer.cache has not the shape any more"):
+        optimizer.undo_jump()
+    assert same(values(model), there)
+
+
+class Climb(torch.optim.Optimizer):
+    """Moves up before it takes the gradient, and down from where it was, as SAM does."""
+
+    def __init__(self, params, lr: float = 0.05) -> None:
+        super().__init__(params, dict(lr=lr))
+
+    def step(self, closure: Callable[[], Tensor]) -> None:
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        with torch.enable_grad():
+            closure()
+        before = [weight.detach().clone() for weight in weights]
+        with torch.no_grad():
+            for weight in weights:
+                weight.add_(0.05 * weight.grad.sign())
+        with torch.enable_grad():
+            closure()
+        with torch.no_grad():
+            for weight, value in zip(weights, before):
+                weight.copy_(value - self.param_groups[0]["lr"] * weight.grad)
+
+
+class ClimbFirst(Climb):
+    """Asks only where it has climbed, along the gradients that it finds."""
+
+    def step(self, closure: Callable[[], Tensor]) -> None:
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        before = [weight.detach().clone() for weight in weights]
+        with torch.no_grad():
+            for weight in weights:
+                weight.add_(0.05 * weight.grad.sign())
+        with torch.enable_grad():
+            closure()
+        with torch.no_grad():
+            for weight, value in zip(weights, before):
+                weight.copy_(value - self.param_groups[0]["lr"] * weight.grad)
+
+
+@pytest.mark.parametrize("kind", [Climb, ClimbFirst])
+def test_an_optimizer_that_moves_before_it_asks_is_asked_again_where_it_is(kind: type[Climb]) -> None:
+    ends = []
+    for wrapped in (False, True):
+        model = make()
+        optimizer = kind(model.parameters())
+        if wrapped:
+            optimizer = HybridOptimizer(optimizer, model.named_parameters(), PhaseSchedule(0, 1, 0, 0, 30), Hold())
+        for at in range(30):
+
+            def closure(at: int = at, model: nn.Module = model) -> Tensor:
+                model.zero_grad()
+                loss = loss_of(model, batch(at))
+                loss.backward()
+                return loss
+
+            closure()
+            optimizer.step(closure)
+        ends.append({name: weight.detach() for name, weight in model.named_parameters()})
+    assert same(*ends)
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_a_predictor_begins_anew_with_each_optimizer(name: str) -> None:
+    ends, again = [], PREDICTORS[name]()
+    for predictor in (again, again, PREDICTORS[name]()):
+        model = make()
+        train(model, hybrid(model, predictor), 64)
+        ends.append(values(model))
+    assert same(*ends[:2]) and same(*ends[1:])
+
+
+@pytest.mark.parametrize("settings", [dict(moments="resett"), dict(jump_margin_nats=-1.0), dict(jump_margin_nats="4")])
+def test_a_setting_that_is_none_is_named(settings: dict[str, Any]) -> None:
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"HybridOptimizer: {name} = .*: must be "):
+        hybrid(make(), **settings)
+
+
+@pytest.mark.parametrize("lengths", [(10, 5, 0.6 * 20, 3, 200), (10, 2.5, 12, 3, 200), (10, 5, 12, 3, 2e2)])
+def test_a_schedule_of_parts_of_steps_is_refused_before_anything_moves(lengths: tuple) -> None:
+    with pytest.raises(ValueError, match="a schedule's lengths are whole numbers"):
+        PhaseSchedule(*lengths)
+
+
+class Nudge(Hold):
+    """Moves the weights in place, as the base class says, without knowing of autograd."""
+
+    def before_gradient(self, weights: Weights, progress: float) -> None:
+        for _, weight in weights:
+            weight.add_(1.0)
+
+
+def test_a_predictor_moves_weights_in_place_before_a_gradient() -> None:
+    model = make()
+    optimizer, before = hybrid(model, Nudge()), values(model)
+    with optimizer.looking_ahead():
+        assert torch.equal(model[0].weight, before["0.weight"] + 1)
+    assert same(values(model), before)
+
+
 def test_a_closure_takes_its_gradient_ahead_where_the_predictor_looks_ahead() -> None:
     ends = []
     for with_closure in (False, True):

@@ -356,6 +356,18 @@ def test_frozen_weights_stay_and_take_no_copies() -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
+def test_a_jump_of_no_weights_moves_nothing(name: str) -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = HybridOptimizer(
+        optimizer, model.named_parameters(), PhaseSchedule(1, 4, 3, 1, 18), make_predictor(name)
+    )
+    model.requires_grad_(False)
+    while optimizer.nominal_steps < 18:
+        optimizer.step(loss=1.0)
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_weights_are_frozen_and_unfrozen_in_the_middle(name: str) -> None:
     """Within one phase and across jumps: what was frozen stays where it was, and all is finite."""
     model = make()

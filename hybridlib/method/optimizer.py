@@ -12,16 +12,16 @@ from hybridlib.method.guards import JumpGate
 from hybridlib.method.parameters import NamedBuffers, PredictedParameters
 from hybridlib.method.predictors.base import Predictor, Weights
 from hybridlib.method.schedule import Phase, PhaseSchedule, PhaseState
+from hybridlib.method.settings import Positive, checked
 from hybridlib.method.wrapping import Moments, WrappingOptimizer, forget_moments, mean_over_ranks, replayed, unscaled
 
 
 class HybridOptimizer(WrappingOptimizer):
     """Wrap an optimizer, and move the weights over the steps of Predict in one jump, without a gradient.
 
-    A training loop need not change. `step()` takes the wrapped optimizer's step; after the last of Full it jumps over
-    the whole of Predict as well, and the next step is Correct's. So one call may take several nominal steps: go on
-    while `optimizer.nominal_steps < total`, and let the learning rate follow `nominal_steps`. Parameter groups, state
-    and defaults are the wrapped optimizer's own. Ranks that train one model together need no communication for a jump.
+    `step()` takes the wrapped optimizer's step, and after the last of Full jumps over the whole of Predict. So one call
+    may take several nominal steps: a training loop goes on while `optimizer.nominal_steps < total`, gives `step` the
+    loss, and lets a learning rate follow `nominal_steps`. Parameter groups, state and defaults are the wrapped one's.
 
     Args:
         optimizer: the one to wrap, over all the parameters that are trained.
@@ -29,7 +29,7 @@ class HybridOptimizer(WrappingOptimizer):
             numbered. Parameters that the optimizer does not hold, that require no gradient, have no elements, or are
             no floating-point numbers are never predicted.
         schedule: the phases, in nominal steps.
-        predictor: what moves the weights.
+        predictor: what moves the weights of this optimizer alone; what it remembers of another is forgotten.
         moments: what a jump does to first moments: "keep" them, "decay" them by half, or "reset" the whole state.
         jump_margin_nats: how far the first loss after a jump may lie above the mean loss before it, above 0. Beyond it
             the jump is undone. It takes part only where `step` is given a loss.
@@ -44,6 +44,7 @@ class HybridOptimizer(WrappingOptimizer):
         may_undo: whether a jump was made and no step taken since.
     """
 
+    @checked
     def __init__(
         self,
         optimizer: Optimizer,
@@ -52,14 +53,14 @@ class HybridOptimizer(WrappingOptimizer):
         predictor: Predictor,
         *,
         moments: Moments = "keep",
-        jump_margin_nats: float = 4.0,
+        jump_margin_nats: Positive = 4.0,
         is_matrix: Callable[[str, Tensor], bool] | None = None,
         named_buffers: NamedBuffers = (),
     ) -> None:
         super().__init__(optimizer)
-        self.schedule, self.predictor = schedule, predictor
-        self.moments, self.gate = moments, JumpGate(jump_margin_nats)
-        self.position, self.computed_steps, self.may_undo = schedule.start(), 0, False
+        self.schedule, self.predictor, self.moments = schedule, predictor, moments
+        self.gate, self.position = JumpGate(jump_margin_nats), schedule.start()
+        self.computed_steps, self.may_undo = 0, False
         predictor.orthogonalizes = is_matrix or predictor.orthogonalizes
         self._predicted = PredictedParameters(self, named_parameters, named_buffers, predictor)
 
@@ -101,7 +102,7 @@ class HybridOptimizer(WrappingOptimizer):
         if closure is not None:
             with self.looking_ahead(), torch.enable_grad():
                 found = closure()
-            loss, closure = found if loss is None else loss, replayed(closure, found)
+            loss, closure = found if loss is None else loss, replayed(closure, found, self)
         if loss is not None and not self.accepts(loss):
             self.undo_jump()
             self.skip()
@@ -150,8 +151,8 @@ class HybridOptimizer(WrappingOptimizer):
         if begin.phase is not Phase.PREDICT:
             raise RuntimeError(f"a jump is for the start of Predict; this is step {begin.step}, in {begin.phase}")
         self._predicted.keep()
-        weights = self._predicted.followed(begin.phase)
-        self.predictor.predict(weights, begin.length, (begin.step - 1) / self.schedule.total)
+        if weights := self._predicted.followed(begin.phase):
+            self.predictor.predict(weights, begin.length, (begin.step - 1) / self.schedule.total)
         for _ in range(begin.length):
             self.position = self.schedule.advance(self.position)
         self.may_undo = True
@@ -208,8 +209,7 @@ class HybridOptimizer(WrappingOptimizer):
         if materialize:
             stored = {key: {name: tensor.read() for name, tensor in kept.items()} for key, kept in stored.items()}
         counts = dict(position=self.position.packed(), may_undo=self.may_undo, computed_steps=self.computed_steps)
-        path = self._predicted.path and list(self._predicted.path)
-        return dict(**counts, losses=list(self.gate.losses), path=path, **stored)
+        return counts | stored | dict(losses=list(self.gate.losses), path=self._predicted.path)
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         self.position, self.computed_steps = PhaseState.unpacked(extra["position"]), extra["computed_steps"]

@@ -43,6 +43,7 @@ class PredictedParameters:
     ) -> None:
         self.optimizer, self.predictor = optimizer, predictor
         self.before_jump = TensorStore()
+        predictor.forget()
         self._buffers = named_buffers if callable(named_buffers) else tuple(named_buffers)
         self.path: list[str] | None = None
         self._names = first_names(named_parameters)
@@ -84,7 +85,8 @@ class PredictedParameters:
             return
         weights = self.followed(phase)
         before = [weight.detach().clone() for _, weight in weights]
-        self.predictor.before_gradient(weights, progress)
+        with torch.no_grad():
+            self.predictor.before_gradient(weights, progress)
         try:
             yield
         finally:
@@ -101,6 +103,9 @@ class PredictedParameters:
         now = dict(self._changed(self.all))
         if lost := [name for name in self.before_jump.names() if name not in now]:
             raise RuntimeError(f"a jump cannot be undone: what it moved is not named {lost[0]} any more")
+        kept = self.before_jump.entries()
+        if other := [name for name in kept if now[name].shape != kept[name].shape]:
+            raise RuntimeError(f"a jump cannot be undone: {other[0]} has not the shape any more that it had before")
         for name in self.before_jump.names():
             self.before_jump.read(name, now[name].detach())
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from numbers import Integral
 from typing import Any
 
 
@@ -63,7 +64,7 @@ class PhaseSchedule:
         until: the share of `total` after which no Predict begins before `total`, in (0, 1].
 
     Raises:
-        ValueError: for a length out of its range.
+        ValueError: for a length out of its range, or that is no whole number.
     """
 
     warmup: int
@@ -74,6 +75,8 @@ class PhaseSchedule:
     until: float = 1.0
 
     def __post_init__(self) -> None:
+        if not all(isinstance(n, Integral) for n in (self.warmup, self.full, self.predict, self.correct, self.total)):
+            raise ValueError(f"a schedule's lengths are whole numbers: {self}")
         if self.full < 1 or min(self.warmup, self.predict, self.correct) < 0 or self.total < 1:
             raise ValueError(f"a schedule needs full >= 1, total >= 1 and no negative length: {self}")
         if not 0 < self.until <= 1:

@@ -144,10 +144,19 @@ def unscaled(optimizer: Optimizer) -> bool:
     return True
 
 
-def replayed(closure: Callable[[], Any], found: Any) -> Callable[[], Any]:
-    """Return `closure` with its first evaluation already made, whose result was `found`."""
-    made = [found]
-    return lambda: made.pop() if made else closure()
+def replayed(closure: Callable[[], Any], found: Any, optimizer: Optimizer) -> Callable[[], Any]:
+    """Return `closure` with its first evaluation already made, whose result was `found`.
+
+    It is made again where the weights of `optimizer` have been moved since, as SAM does before it asks.
+    """
+    made, weights = [found], [weight for group in optimizer.param_groups for weight in group["params"]]
+    versions = [weight._version for weight in weights]
+
+    def again() -> Any:
+        unmoved = versions == [weight._version for weight in weights]
+        return made.pop() if made and unmoved else closure()
+
+    return again
 
 
 def mean_over_ranks(loss: Tensor | float) -> float:
