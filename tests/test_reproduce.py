@@ -115,9 +115,13 @@ def test_the_verdict_depends_on_how_far_the_final_losses_are_apart(fake_study, g
     assert re.search(said, reproduce.verdict(rows))
 
 
-@pytest.mark.parametrize(("precision", "agrees"), [("fp32", False), ("bf16", True)])
-def test_what_another_processor_may_round_otherwise_depends_on_the_precision(tmp_path, precision, agrees) -> None:
-    arms = conftest.STUDY["arms"] | {name: dict(precision=precision) for name in ("hold", "sham")}
+MUON = dict(optimizer=dict(name="muon", lr_matrices=0.001))
+JUMPS = dict(predictor=dict(name="spectral", precision="bf16"))
+
+
+@pytest.mark.parametrize(("arm", "agrees"), [({}, False), (dict(precision="bf16"), True), (MUON, True), (JUMPS, True)])
+def test_what_another_processor_may_round_otherwise_depends_on_the_precision(tmp_path, arm, agrees) -> None:
+    arms = conftest.STUDY["arms"] | dict.fromkeys(("hold", "sham"), arm)
     fake = conftest.FakeStudy(tmp_path, arms=arms)
     fake.write("hold", 3, weights_sha256="a")
     fake.write("sham", 3, weights_sha256="b", gap_nats=3e-3)  # 5e-4 of the loss

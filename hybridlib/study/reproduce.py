@@ -27,12 +27,17 @@ from hybridlib.study.schema import Study
 from hybridlib.study.storage import write_atomically
 
 PAIR = "baseline", "hybrid"  # what the criteria of speed and quality compare
-# Relative, of the final held-out loss, by a run's precision. Verdicts turn on whole percents of it, and a seed or a
-# setting of its own moves it by more. Between an AMD EPYC and an Intel Xeon eleven runs in fp32 were apart by 8e-7 at
-# most, four in bf16, which rounds to 4e-3, by 4e-4.
+# Relative, of the final held-out loss, by the precision of a run's coarsest products; verdicts turn on percents of it.
+# Between an AMD EPYC and an Intel Xeon twelve runs in fp32 were apart by 8e-7 at most, five in bf16 by 4e-4.
 SAME = {"fp32": 1e-4, "bf16": 1e-3}
 BUSY = 2.0  # the slowdown (see `progress.pace`) from which on a machine had more to do than to train
 TIMED = ["step_s", "jump_s", "peak_mb", "train_s"]
+
+
+def coarsest(parameters: dict[str, Any]) -> str:
+    """Return the precision of the coarsest products in a run of these `parameters`: torch's Muon multiplies in bf16."""
+    told = parameters["precision"], (parameters.get("predictor") or {}).get("precision")
+    return "bf16" if "bf16" in told or parameters["optimizer"]["name"] == "muon" else "fp32"
 
 
 def pair(study: Study) -> list[Run]:
@@ -139,7 +144,7 @@ def compare(name: str, then: RunFolder, now: RunFolder) -> dict[str, Any]:
         run=name,
         step_losses=largest(*(table.loss for table in steps)),
         held_out_losses=largest(*(table.held_out_loss for table in evals)),
-        allowed=SAME[facts[0]["parameters"]["precision"]],
+        allowed=SAME[coarsest(facts[0]["parameters"])],
         final_loss=largest(*(pd.Series([each["summary"]["held_out_loss"]]) for each in facts)),
         equal=all(one.equals(other) for one, other in (steps, evals)) and weights is not False,
         weights_equal=weights,
