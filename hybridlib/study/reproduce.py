@@ -28,7 +28,7 @@ from hybridlib.study.storage import write_atomically
 
 PAIR = "baseline", "hybrid"  # what the criteria of speed and quality compare
 # Relative, of the final held-out loss, by the precision of a run's coarsest products; verdicts turn on percents of it.
-# Between an AMD EPYC and an Intel Xeon twelve runs in fp32 were apart by 8e-7 at most, five in bf16 by 4e-4.
+# Between an AMD EPYC and an Intel Xeon fourteen runs in fp32 were apart by 2e-6 at most, five in bf16 by 4e-4.
 SAME = {"fp32": 1e-4, "bf16": 1e-3}
 BUSY = 2.0  # the slowdown (see `progress.pace`) from which on a machine had more to do than to train
 TIMED = ["step_s", "jump_s", "peak_mb", "train_s"]
