@@ -295,41 +295,30 @@ def test_a_buffer_of_another_shape_keeps_a_jump_from_being_undone_in_part() -> N
     assert same(values(model), there)
 
 
-class Climb(torch.optim.Optimizer):
-    """Moves up before it takes the gradient, and down from where it was, as SAM does."""
+class ClimbFirst(torch.optim.Optimizer):
+    """Moves up along the gradients that it finds, asks only there, and moves down from where it was, as SAM does."""
 
-    def __init__(self, params, lr: float = 0.05) -> None:
-        super().__init__(params, dict(lr=lr))
+    def __init__(self, params) -> None:
+        super().__init__(params, dict(lr=0.05))
 
+    @torch.no_grad()
     def step(self, closure: Callable[[], Tensor]) -> None:
         weights = [weight for group in self.param_groups for weight in group["params"]]
+        before = [weight.clone() for weight in weights]
+        for weight in weights:
+            weight.add_(0.05 * weight.grad.sign())
         with torch.enable_grad():
             closure()
-        before = [weight.detach().clone() for weight in weights]
-        with torch.no_grad():
-            for weight in weights:
-                weight.add_(0.05 * weight.grad.sign())
-        with torch.enable_grad():
-            closure()
-        with torch.no_grad():
-            for weight, value in zip(weights, before):
-                weight.copy_(value - self.param_groups[0]["lr"] * weight.grad)
+        for weight, value in zip(weights, before):
+            weight.copy_(value - self.param_groups[0]["lr"] * weight.grad)
 
 
-class ClimbFirst(Climb):
-    """Asks only where it has climbed, along the gradients that it finds."""
+class Climb(ClimbFirst):
+    """Asks before it climbs, too."""
 
     def step(self, closure: Callable[[], Tensor]) -> None:
-        weights = [weight for group in self.param_groups for weight in group["params"]]
-        before = [weight.detach().clone() for weight in weights]
-        with torch.no_grad():
-            for weight in weights:
-                weight.add_(0.05 * weight.grad.sign())
-        with torch.enable_grad():
-            closure()
-        with torch.no_grad():
-            for weight, value in zip(weights, before):
-                weight.copy_(value - self.param_groups[0]["lr"] * weight.grad)
+        closure()
+        super().step(closure)
 
 
 @pytest.mark.parametrize("kind", [Climb, ClimbFirst])

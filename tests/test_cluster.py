@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,8 +76,8 @@ def own_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def trained(client: distributed.Client, *runs: Run, **options) -> dict[str, str]:
-    """Train `runs` on the workers of `client`; the message with which each ended, by its id."""
+def trained(client: distributed.Client, *runs: Run, said: io.StringIO | None = None, **options) -> dict[str, str]:
+    """Train `runs` on the workers of `client`; the message with which each ended, by its id. `said` gets the output."""
     ended = {}
 
     def end(task: Task, message: str, seconds: float) -> bool:
@@ -86,7 +85,7 @@ def trained(client: distributed.Client, *runs: Run, **options) -> dict[str, str]
         return True
 
     blocks = [block_of(each.id, [Task(each, None, 1.0)]) for each in runs]
-    crew.Crew(client, Orders("cpu"), Console(file=io.StringIO()), **options).train(blocks, end)
+    crew.Crew(client, Orders("cpu"), Console(file=said or io.StringIO(), width=200), **options).train(blocks, end)
     return ended
 
 
@@ -148,26 +147,17 @@ def slow(order: str) -> dict:
     return dict(message="ended")
 
 
-def broken_once(client: distributed.Client, how: Callable[[], None], **options) -> tuple[dict[str, str], str]:
-    """Train a run, do `how` to the connections when it has begun; what `trained` says, and what was printed."""
-    printed = io.StringIO()
-
-    def spoil() -> None:
-        wait_for((progress.OUTPUTS / "begun").exists, "the task")
-        client.loop.add_callback(how)
-
-    threading.Thread(target=spoil, daemon=True).start()
-    ended = {}
-    block = block_of("one", [Task(run(), None, 1.0)])
-    taken = crew.Crew(client, Orders("cpu"), Console(file=printed, width=200), slow)
-    taken.train([block], lambda task, message, seconds: ended.update({task.run.id: message}) is None)
-    return ended, printed.getvalue()
-
-
 def test_a_client_that_connects_again_gives_its_workers_their_blocks_again(own_outputs: Path) -> None:
+    begun = own_outputs / "begun"
+
+    def cut(client: distributed.Client) -> None:
+        wait_for(begun.exists, "the task")
+        client.loop.add_callback(client.scheduler_comm.comm.abort)
+
     with connect.local_workers(1) as client:
-        ended, _ = broken_once(client, client.scheduler_comm.comm.abort)
-    assert ended == {"hybrid-markov-s5": "ended"} and (own_outputs / "begun").read_text() == "xx"
+        threading.Thread(target=cut, args=[client], daemon=True).start()
+        assert trained(client, run(), work=slow) == {"hybrid-markov-s5": "ended"}
+    assert begun.read_text() == "xx"
 
 
 def test_a_result_whose_transfer_breaks_is_no_failure_of_its_run(own_outputs: Path, monkeypatch) -> None:
@@ -181,8 +171,8 @@ def test_a_result_whose_transfer_breaks_is_no_failure_of_its_run(own_outputs: Pa
 
     with connect.local_workers(1) as client:
         monkeypatch.setattr(distributed.Client, "_gather", breaks_once)
-        ended, said = broken_once(client, lambda: None)
-    assert ended == {"hybrid-markov-s5": "ended"} and "is lost" in said and len(gathers) == 4
+        assert trained(client, run(), said=(said := io.StringIO()), work=slow) == {"hybrid-markov-s5": "ended"}
+    assert "is lost" in said.getvalue() and len(gathers) == 4
 
 
 def test_a_worker_that_dies_while_its_result_is_fetched_is_lost_and_nobody_waits(
@@ -193,15 +183,14 @@ def test_a_worker_that_dies_while_its_result_is_fetched_is_lost_and_nobody_waits
     def killed_first(future: distributed.Future) -> object:
         if (own_outputs / "begun").exists() and not (own_outputs / "killed").exists():
             (own_outputs / "killed").touch()
-            for name in future.client.run(os.getpid):
-                with suppress(Exception):
-                    future.client.run(os._exit, 1, workers=[name])
+            with suppress(Exception):
+                future.client.run(os._exit, 1)
         return fetch(future)
 
     with connect.local_workers(1) as client:
         monkeypatch.setattr(distributed.Future, "result", killed_first)
-        ended, said = broken_once(client, lambda: None)
-    assert ended == {"hybrid-markov-s5": "ended"} and "is lost" in said
+        assert trained(client, run(), said=(said := io.StringIO()), work=slow) == {"hybrid-markov-s5": "ended"}
+    assert "is lost" in said.getvalue()
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"address": 3}'])

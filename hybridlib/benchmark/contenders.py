@@ -199,9 +199,10 @@ def _peaks_mb(run: Run, device_choice: str, cycles: int, checkpoint: Path) -> di
     meter = Meter(work.device)
     snapshots = CheckpointFile(checkpoint, dict, {})  # one in memory would count as the trainer's own
     trainer = make_trainer(run, work.device, meter=meter, snapshots=snapshots)
-    trainer.snapshot_every = cycle_steps(run) if run.schedule else 10  # one of them when a cycle has filled the store
+    warmup, cycle = (run.schedule.warmup, cycle_steps(run)) if run.schedule else (0, 10)
+    trainer.snapshot_every = cycle  # one of them when a cycle has filled the store
     found: dict[str, float] = {}
-    for _ in range(run.schedule.warmup + cycles * cycle_steps(run) if run.schedule else 20):
+    for _ in range(warmup + cycles * cycle):
         record = trainer.step(work.batch(trainer.real_steps))
         found[record.phase] = max(found.get(record.phase, 0.0), record.peak_mb)
     return found | {"run": max(found.values())}

@@ -100,13 +100,12 @@ class PredictedParameters:
     @torch.no_grad()
     def put_back(self) -> None:
         """Put back what was kept. Raise `RuntimeError`, and put back nothing, where some of it has no place now."""
-        now = dict(self._changed(self.all))
-        if lost := [name for name in self.before_jump.names() if name not in now]:
+        now, kept = dict(self._changed(self.all)), self.before_jump.entries()
+        if lost := [name for name in kept if name not in now]:
             raise RuntimeError(f"a jump cannot be undone: what it moved is not named {lost[0]} any more")
-        kept = self.before_jump.entries()
         if other := [name for name in kept if now[name].shape != kept[name].shape]:
             raise RuntimeError(f"a jump cannot be undone: {other[0]} has not the shape any more that it had before")
-        for name in self.before_jump.names():
+        for name in kept:
             self.before_jump.read(name, now[name].detach())
 
     def _changed(self, weights: Weights) -> Iterator[tuple[str, Tensor]]:

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def write(path: Path, state: Any) -> None:
         for piece in (len(text).to_bytes(8, "little"), text):
             digest.update(piece)
             out.write(piece)
-        for piece in (piece for tensor in tensors.values() for piece in pieces(tensor)):
+        for piece in chain.from_iterable(map(pieces, tensors.values())):
             data = memoryview(piece.contiguous().view(-1).view(torch.uint8).numpy())
             hashed = beside.submit(digest.update, data)  # takes as long as writing, and both leave Python to others
             while data:  # one call may write less
