@@ -27,10 +27,12 @@ study: setup tex
 verify: setup
 	$(BIN)/python run_all.py --verify $(ARGS)
 
+# Compiled modules are kept, whatever the environment says: many tests start processes that import the project.
+test: export PYTHONDONTWRITEBYTECODE =
 test: setup tex browser
 	@command -v pdftotext >/dev/null || $(call apt-install,poppler-utils)
 	$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet
-	$(BIN)/python -m pytest -m "not timed" --numprocesses $(WORKERS) --dist loadfile $(ARGS) || [ $$? = 5 ]
+	$(BIN)/python -m pytest -m "not timed" --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS) || [ $$? = 5 ]
 	$(BIN)/python -m pytest -m timed $(ARGS) || [ $$? = 5 ]
 
 crash-test: setup tex

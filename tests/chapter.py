@@ -1,6 +1,7 @@
 """Executes a chapter's code cells in this process against a study made by formula, and keeps what it showed."""
 
 import ast
+import io
 import json
 import os
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import IPython.display
 import nbformat
 import pandas as pd
 import pytest
+import vl_convert
+from PIL import Image
 
 from hybridlib.analysis.show import PIPELINE, Shown
 from hybridlib.study import parameters
@@ -75,15 +78,27 @@ class Executed:
         return "\n".join([*texts, *(one.data for one in self.displayed if isinstance(one, IPython.display.Markdown))])
 
 
+def blank() -> bytes:
+    """A picture of one pixel."""
+    out = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(out, "PNG")
+    return out.getvalue()
+
+
 def run_chapter(
-    name: str, study: Any, monkeypatch: pytest.MonkeyPatch, pipeline: bool = True, **given: Any
+    name: str, study: Any, monkeypatch: pytest.MonkeyPatch, pipeline: bool = True, draw: bool = True, **given: Any
 ) -> Executed:
-    """Execute a chapter, as the pipeline does or by hand. `given` replaces what a cell assigns to these names."""
+    """Execute a chapter, as the pipeline does or by hand. `given` replaces what a cell assigns to these names.
+
+    Without `draw`, figures are specified and saved, but not drawn, which takes most of the time.
+    """
     displayed: list[Any] = []
     with monkeypatch.context() as patched:
         patched.setattr(parameters, "OUTPUTS", study.outputs)
         patched.setattr(IPython.display, "display", lambda *contents: displayed.extend(contents))
         patched.setenv(PIPELINE, name) if pipeline else patched.delenv(PIPELINE, raising=False)
+        for kind, drawn in dict(png=blank(), svg="<svg></svg>", pdf=b"%PDF %%EOF").items() if not draw else ():
+            patched.setattr(vl_convert, f"vegalite_to_{kind}", lambda *_, drawn=drawn, **__: drawn)
         names: dict[str, Any] = {"__name__": "__main__"}
         given = {"study": study.name} | given
         for at, cell in enumerate(cells(name)):

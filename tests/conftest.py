@@ -71,13 +71,17 @@ def pytest_configure() -> None:
         torch.set_num_threads(1)
 
 
-LONG = ("test_end_to_end.py", "test_cluster_kills.py", "test_own_study.py")
+LONG = (  # minutes each, the longest first
+    "test_end_to_end.py", "test_own_study.py", "test_faults.py", "test_killed_reports.py", "test_cluster_kills.py",
+    "test_interrupted.py", "test_any_damage.py", "test_crash.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes minutes last, for what fails fast should be seen first; but first where workers share the files."""
-    side_by_side = "PYTEST_XDIST_WORKER" in os.environ
-    items.sort(key=lambda item: (item.path.name in LONG) != side_by_side)
+    place = {name: at for at, name in enumerate(LONG)}
+    late = 1 if "PYTEST_XDIST_WORKER" in os.environ else -1
+    items.sort(key=lambda item: late * place.get(item.path.name, len(LONG)))
 
 
 torch.set_num_threads(1)  # tensors here are tiny, and others share the cores

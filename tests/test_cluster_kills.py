@@ -109,7 +109,7 @@ def test_workers_of_other_networks_and_checkouts_train_what_would_be_trained_her
             where = ["-m", "dask", "worker", f"tcp://10.87.{at}.1:{port}", "--host", f"10.87.{at}.2", "--nthreads", "1"]
             how = ["--resources", "device=1", "--name", f"w{at}", "--no-dashboard", "--local-directory", str(tmp_path)]
             field.start(f"w{at}", [*where, *how], home, namespace)
-        field.start_client("--only", *TRAINED, study=study)
+        field.start_client("--only", *(TRAINED if study == "smoke" else TRAINED[:1]), study=study)
         wait_for(lambda: field.processes["client"].poll() is not None, "the study", 900)
         assert "jobs complete" in field.said("client") and field.processes["client"].poll() == 0, field.said("client")
         differences = differing(here, field.outputs)

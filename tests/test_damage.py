@@ -145,6 +145,33 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(monkeypatch) -> None:
         assert same_run(folder, progress.run_folder(whole))
 
 
+def test_what_was_gone_on_from_outlives_the_next_save(tmp_path: Path) -> None:
+    """Each new file is in place before it is safe on the disk: a second failure must find the one that was sound."""
+
+    def torn(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[:-5])
+
+    for refuses in (False, True):
+        path = tmp_path / f"{refuses}" / "checkpoint.safetensors"
+        file = tensor_file.CheckpointFile(path, dict, {})
+        for at in (1, 2):
+            file.save(dict(at=at, weights=torch.ones(9)))
+        if not refuses:
+            torn(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert file.newest(lambda whole: whole["state"]["at"] == 1)["state"]["at"] == 1
+            file.save(dict(at=3, weights=torch.ones(9)))
+            assert file.load()["at"] == 3
+            torn(path)
+            assert file.load()["at"] == 1
+        file.save(dict(at=4, weights=torch.ones(9)))
+        file.save(dict(at=5, weights=torch.ones(9)))
+        torn(path)
+        with pytest.warns(UserWarning, match="is damaged"):
+            assert tensor_file.CheckpointFile(path, dict, {}).newest(lambda whole: True)["state"]["at"] == 4
+
+
 def test_a_damaged_csv_of_a_run_that_was_cut_off_gives_way_to_an_earlier_state(monkeypatch) -> None:
     whole = run(study="whole", steps=STEPS)
     experiment.train(whole, "cpu")

@@ -1,55 +1,20 @@
-"""The command as a user starts it: the smoke study from nothing to the PDF, and what it does when things go wrong."""
+"""The command as a user starts it: the smoke study from nothing to the PDF, and once more."""
 
 import json
-import os
 import re
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
-import yaml
+from command import finish
 
 from hybridlib.study import export
 from hybridlib.study.parameters import PARAMS, ROOT, load_study
-from hybridlib.study.plan import CHAPTERS, READERS, plan
-from hybridlib.study.records import RunFolder
+from hybridlib.study.plan import CHAPTERS, plan
 
 CRITERIA = ["C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "H1", "H2"]  # C9 is about a study that smoke does not read
-TIMED = ["step_s", "jump_s", "peak_mb"]
-
-# A study of one small run after another, long enough to be interrupted.
-TINY = dict(
-    study="tiny",
-    model=dict(preset="nano", n_layer=1, n_head=2, n_embd=32, block_size=32, vocab_size=257),
-    sources=dict(markov=dict(kind="markov"), text=dict(kind="text", tokenizer_vocab=257, paths=["no such file"])),
-    steps=4000,
-    batch_size=2,
-    seq_len=16,
-    eval_every=500,
-    eval_batches=1,
-    snapshot_every=100,
-    threads=1,
-    seeds=[1],
-    plan=dict(benchmark=[dict(arms=["baseline"], data=["text", "markov"])]),
-)
-
-
-def start(outputs: Path, *args: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"HYBRIDLIB_OUTPUTS": str(outputs), "OMP_NUM_THREADS": "1"}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return subprocess.Popen([sys.executable, "run_all.py", *args], cwd=ROOT, env=environment, **pipes)
-
-
-def finish(outputs: Path, *args: str) -> tuple[int, str]:
-    """Exit status and everything printed."""
-    process = start(outputs, *args)
-    said, _ = process.communicate()
-    return process.returncode, said
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +28,6 @@ def smoke(outputs) -> tuple[Path, str]:
     status, said = finish(outputs, "--study", "smoke")
     assert status == 0, said[-3000:]
     return outputs / "smoke", said
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> str:
-    file = tmp_path_factory.mktemp("params") / "tiny.yaml"
-    file.write_text(yaml.safe_dump(TINY))
-    return str(file)
 
 
 def test_smoke_prints_the_plan_each_job_and_the_verdicts(smoke):
@@ -141,30 +99,24 @@ def test_smoke_writes_the_pipelines_outcome(smoke):
 
 
 def test_what_smoke_computed_is_kept_and_what_reads_it_is_executed_again_to_the_same(smoke, outputs):
+    """Also the figures that are gone; of what reads records, one chapter, the largest, and the report stand for all."""
     folder, _ = smoke
-    computing = [
-        folder / "notebooks" / f"{chapter}.ipynb" for stage, chapter in CHAPTERS.items() if stage not in READERS
-    ]
-    kept = {path: path.stat().st_mtime_ns for path in [*folder.glob("runs/*/*"), *computing]}
-    reading = {
-        path: path.read_bytes() for path in [folder / "notebooks" / f"{CHAPTERS[stage]}.ipynb" for stage in READERS]
-    }
-    status, said = finish(outputs, "--study", "smoke")
+    status, said = finish(outputs, "--study", "smoke", "--dry-run")
     assert status == 0 and "missing" not in said and "stale" not in said
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert [path.name for path in reading if path.read_bytes() != reading[path]] == []
-
-
-def test_one_stage_is_rebuilt_from_records_without_training(smoke, outputs):
-    folder, _ = smoke
-    records = {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*")}
-    plots = sorted((folder / "shown").glob("*.svg"))
+    again = ("benchmark", "report")
+    read = [folder / "notebooks" / f"{CHAPTERS[stage]}.ipynb" for stage in again]
+    kept = {path: path.stat().st_mtime_ns for path in [*folder.glob("runs/*/*"), *folder.glob("notebooks/*")]}
+    kept = {path: changed for path, changed in kept.items() if path not in read}
+    reading = {path: path.read_bytes() for path in read}
+    plots = {path: path.read_bytes() for path in (folder / "shown").glob("*.svg")}
     for path in plots:
         path.unlink()
-    status, said = finish(outputs, "--study", "smoke", "--only", "benchmark")
-    assert status == 0, said[-3000:]
-    assert {path: path.stat().st_mtime_ns for path in folder.glob("runs/*/*")} == records
-    assert len(list((folder / "shown").glob("*.svg"))) >= 4
+    status, said = finish(outputs, "--study", "smoke", "--only", *again)
+    assert status == 0 and "missing" not in said and "stale" not in said, said[-3000:]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert [path.name for path in reading if path.read_bytes() != reading[path]] == []
+    remade = list((folder / "shown").glob("*.svg"))
+    assert len(remade) >= 4 and [path.name for path in remade if path.read_bytes() != plots[path]] == []
 
 
 @pytest.mark.parametrize("name", ["gpt2-small", "gpt2-medium"])
@@ -172,49 +124,3 @@ def test_the_larger_studies_can_be_planned(name, outputs):
     status, said = finish(outputs, "--study", name, "--dry-run")
     assert status == 0 and f"Study {name}" in said
     assert (PARAMS / f"{name}.yaml").exists() and not (outputs / name).exists()
-
-
-def test_a_failed_run_stops_the_others_unless_told_to_keep_going(tiny, tmp_path):
-    status, said = finish(tmp_path, "--study", tiny, "--only", "benchmark")
-    assert status == 1 and "no such file" in said and "CorpusError" in said and "--keep-going" in said
-    assert "06_benchmark: complete" not in said
-    status, said = finish(tmp_path, "--study", tiny, "--only", "benchmark", "--keep-going")
-    assert status == 1 and "failed: baseline-text-s1" in said and "06_benchmark: complete" in said
-    assert (tmp_path / "tiny" / "runs" / "baseline-markov-s1" / "run.json").exists()
-    table = pd.read_csv(tmp_path / "tiny" / "results" / "pipeline.csv", index_col="job")
-    assert table.status["baseline-text-s1"] == "failed" and "no such file" in table.message["baseline-text-s1"]
-    assert table.status["baseline-markov-s1"] == "complete"
-
-
-def until_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not (folder / "checkpoint.safetensors").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_interrupted_locked_killed_and_resumed_is_as_if_nothing_was(tiny, tmp_path):
-    args = ("--study", tiny, "--only", "benchmark", "--data", "markov")
-    folder = tmp_path / "a" / "tiny" / "runs" / "baseline-markov-s1"
-    first = start(tmp_path / "a", *args)
-    until_checkpoint(folder, first)
-    kernels = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
-    status, said = finish(tmp_path / "a", *args)
-    assert status == 1 and f"process {first.pid}" in said, "a second start names the first"
-    first.send_signal(signal.SIGTERM)
-    said, _ = first.communicate(timeout=60)
-    assert first.returncode == 75 and "goes on from here" in said and "Traceback" not in said
-    assert kernels and not any(Path(f"/proc/{kernel}").exists() for kernel in kernels), "no kernel is left behind"
-    assert not (folder / "run.json").exists()
-
-    second = start(tmp_path / "a", *args)
-    time.sleep(1.0)
-    second.kill()
-    second.communicate()
-    status, said = finish(tmp_path / "a", *args)
-    assert status == 0 and "partial" in said, said
-    status, said = finish(tmp_path / "b", *args)
-    assert status == 0, said[-3000:]
-    whole = RunFolder(tmp_path / "b" / "tiny" / "runs" / "baseline-markov-s1").steps()
-    assert RunFolder(folder).steps().drop(columns=TIMED).equals(whole.drop(columns=TIMED))
-    assert not list((tmp_path / "a").rglob("*.safetensors")), "a complete run keeps no checkpoint"

@@ -17,6 +17,8 @@ from hybridlib.study.records import RunFolder
 from hybridlib.training import checkpoint, experiment
 from hybridlib.training.assemble import pick_device
 from hybridlib.training.experiment import train
+from hybridlib.training.meter import Meter
+from hybridlib.training.trainer import HybridTrainer
 
 
 @pytest.fixture(autouse=True)
@@ -83,13 +85,33 @@ def test_a_checkpoint_of_another_form_is_not_gone_on_from() -> None:
     train(hybrid, "cpu")
     whole = checkpoint.read(progress.checkpoint_path(hybrid))
     del whole["state"]["average"]
-    checkpoint.write(part := progress.run_folder(hybrid) / "part", whole)  # what was read still maps the other file
+    checkpoint.write(part := progress.run_folder(hybrid) / "part", whole)
     for file in progress.run_folder(hybrid).glob("checkpoint*"):
         file.unlink()
     part.rename(progress.checkpoint_path(hybrid))
     train(baseline(), "cpu")
     assert progress.run_state(hybrid) == "extendable" and not train(hybrid, "cpu")["resumed"]
     assert progress.run_state(hybrid) == "complete"
+
+
+def test_what_was_read_keeps_no_file_in_memory(tmp_path: Path) -> None:
+    """A mapped checkpoint would count as the run's own memory after a resume, as long as one of its tensors lives."""
+    file = tmp_path / "state.safetensors"
+    checkpoint.write(file, dict(step=torch.tensor(1.0), moments=torch.ones(1 << 18)))
+    state = checkpoint.read(file)
+    assert str(file) not in Path("/proc/self/maps").read_text(encoding="utf-8") and state["step"] == 1
+
+
+def test_memory_of_a_resumed_run_counts_from_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, load = [], HybridTrainer.load_state_dict
+    monkeypatch.setattr(HybridTrainer, "load_state_dict", lambda *given: (load(*given), entered.append("loaded"))[0])
+    monkeypatch.setattr(Meter, "enter_phase", lambda meter: entered.append("counts anew"))
+    hybrid = run(extend=2.0)
+    train(hybrid, "cpu")
+    train(baseline(), "cpu")
+    entered.clear()
+    assert train(hybrid, "cpu")["resumed"]
+    assert entered[entered.index("loaded") + 1 :][:1] == ["counts anew"]
 
 
 def test_the_clock_leaves_out_the_first_steps_and_the_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ SAYS = dict(
 
 def executed(fake: FakeStudy, names: list[str]) -> dict[str, Executed]:
     with pytest.MonkeyPatch.context() as patched:
-        return {name: run_chapter(name, fake, patched) for name in names}
+        return {name: run_chapter(name, fake, patched, draw=False) for name in names}
 
 
 @pytest.mark.parametrize("kind", ODD)

@@ -247,7 +247,7 @@ def test_thresholds_name_demand_value_and_verdict(report) -> None:
     measured, verdict = found["throughput", "hybrid", "≥ 1.5× (acceptable ≥ 1.3)"]
     assert measured.startswith("1.9") and verdict == "PASS"
     assert found["memory in Predict", "memory_optimized", "≤ 60 %"] == ["60 %", "PASS"]
-    assert found["divergences per 1000 steps", "hybrid", "≤ 0 (acceptable ≤ 1)"] == ["0", "PASS"]
+    assert found["divergences per 1000 nominal steps", "hybrid", "≤ 0 (acceptable ≤ 1)"] == ["0", "PASS"]
 
 
 def test_power_of_a_source_is_that_hold_misses_there(report, tmp_path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from hybridlib.study import alone, pipeline, progress, reproduce
+from hybridlib.study import agreement, alone, pipeline, progress, reproduce
 from hybridlib.study.parameters import ROOT, load_study
 from hybridlib.study.records import RunFolder
 from hybridlib.study.schema import Study
@@ -110,9 +110,9 @@ def test_the_verdict_depends_on_how_far_the_final_losses_are_apart(fake_study, g
         "sham", 3, gap_nats=gap_nats, **facts
     )
     then, now = (RunFolder(fake_study.folder / "runs" / f"{arm}-text-s3") for arm in ("hold", "sham"))
-    rows = [reproduce.compare("hold-text-s3", then, now)]
-    assert reproduce.agree(rows) == agrees
-    assert re.search(said, reproduce.verdict(rows))
+    rows = [agreement.compare("hold-text-s3", then, now)]
+    assert agreement.agree(rows) == agrees
+    assert re.search(said, agreement.verdict(rows))
 
 
 MUON = dict(optimizer=dict(name="muon", lr_matrices=0.001))
@@ -126,7 +126,14 @@ def test_what_another_processor_may_round_otherwise_depends_on_the_precision(tmp
     fake.write("hold", 3, weights_sha256="a")
     fake.write("sham", 3, weights_sha256="b", gap_nats=3e-3)  # 5e-4 of the loss
     then, now = (RunFolder(fake.folder / "runs" / f"{arm}-text-s3") for arm in ("hold", "sham"))
-    assert reproduce.agree([reproduce.compare("hold-text-s3", then, now)]) == agrees
+    assert agreement.agree([agreement.compare("hold-text-s3", then, now)]) == agrees
+
+
+@pytest.mark.parametrize(("early", "here", "agrees"), [(1e-6, "b", True), (1e-3, "b", False), (1e-6, "a", False)])
+def test_where_rounding_grows_another_processor_is_held_to_the_first_steps(early, here, agrees) -> None:
+    row = dict(run="x", early_losses=early, final_loss=3e-2, allowed=1e-4, recorded_on="a", here=here, equal=False)
+    assert agreement.agree([row]) == agrees
+    assert agreement.verdict([row]).startswith("Not contradicted" if agrees else "DO NOT AGREE")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +148,7 @@ def test_what_another_processor_may_round_otherwise_depends_on_the_precision(tmp
     ],
 )
 def test_the_largest_relative_difference(then: list, now: list, apart: float) -> None:
-    assert reproduce.largest(pd.Series(then, dtype=float), pd.Series(now, dtype=float)) == apart
+    assert agreement.largest(pd.Series(then, dtype=float), pd.Series(now, dtype=float)) == apart
 
 
 def test_the_pair_is_of_the_source_that_the_study_is_judged_on(little: Study) -> None:

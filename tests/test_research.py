@@ -81,7 +81,7 @@ def research() -> Research:
 
 
 def test_failures_are_what_ends_behind_the_frozen_settings_the_worst_first(fake_study, monkeypatch) -> None:
-    executed = run_chapter("11_failures", fake_study, monkeypatch, found=research(), share="0.6")
+    executed = run_chapter("11_failures", fake_study, monkeypatch, draw=False, found=research(), share="0.6")
     assert executed.shown["failures"].frame.tried.tolist() == ["predictor linear", "gain: gain=9"]
     assert "Worse than hold at a predicted share of 0.6: linear." in executed.said
 
@@ -123,7 +123,7 @@ def ratio_ends(ratios: pd.Series) -> tuple[float, float]:
 def test_muon_is_faster_where_its_step_costs_no_more_than_it_is_worth(fake_study, monkeypatch) -> None:
     """Its step costs 4, 2 and 1 of the hybrid's at 64, 256 and 1024 tokens; it is worth 0.955 of one."""
     rows = [
-        dict(device="cpu: any", study="fake", tokens=tokens, arm=arm, computed_step_s=cost)
+        dict(round=0, device="cpu: any", study="fake", tokens=tokens, arm=arm, computed_step_s=cost)
         for tokens, muon in ((64, 4.4), (256, 2.2), (1024, 1.1), (4096, 1.0))
         for arm, cost in (("baseline", 1.0), ("hybrid_tuned", 1.1), ("muon", muon))
     ]
@@ -136,7 +136,7 @@ def test_muon_is_faster_where_its_step_costs_no_more_than_it_is_worth(fake_study
     assert row["muon is faster from"] == f"about {round(1024 * 4**share, -2):.0f}"
     ends = [executed.names["said_of"](executed.names["step"], end) for end in ratio_ends(by_seed)]
     assert row["interval"] == f"{ends[1]} to {ends[0]}" and "about" in row["interval"]
-    assert row["size of, on"] == "fake, cpu"
+    assert row["study, device"] == "fake, cpu"
     said_of, step = executed.names["said_of"], executed.names["step"]
     assert said_of(step, 5.0) == "fewer than 64" and said_of(step, 0.5) == "more than 4096"
     assert not executed.shown["step_by_tokens"].empty
@@ -147,7 +147,7 @@ def test_a_yardstick_is_drawn_where_no_arm_lies_on_it(fake_study, monkeypatch) -
         trial("yardstick_adamw", "1000", 4.4, 1000, 1000, None),
         trial("worth_of_muon", "muon", 4.1, 410, 410, None),
     ]
-    executed = run_chapter("10_research", fake_study, monkeypatch, found=Research(pd.DataFrame(rows), []))
+    executed = run_chapter("10_research", fake_study, monkeypatch, draw=False, found=Research(pd.DataFrame(rows), []))
     assert not executed.shown["worth_curve"].empty
     assert executed.table("worth_table", "arm")["steps of AdamW"].tolist() == ["> 1000 in 1 of 1"]
 
@@ -161,7 +161,7 @@ def test_a_few_settings_are_told_by_the_best_of_each(fake_study, monkeypatch) ->
         trial("equal_steps", "muon-0.001", 4.1, 410, 410, None),
         trial("adamw_1000", "lr=0.001", 4.4, 1000, 1000, None),
     ]
-    executed = run_chapter("10_research", fake_study, monkeypatch, found=Research(pd.DataFrame(rows), []))
+    executed = run_chapter("10_research", fake_study, monkeypatch, draw=False, found=Research(pd.DataFrame(rows), []))
     assert executed.shown["few_settings"].frame.optimizer.tolist() == ["muon", "adamw", "adamw", "adamw"]
     first, second, third = executed.shown["few_said"].content.split(". ")
     assert (
@@ -193,7 +193,7 @@ def test_peers_stand_beside_the_same_seeds_arm(fake_study, monkeypatch) -> None:
     records = read_records(fake_study.name, fake_study.outputs)
     runs = records.runs.copy()
     runs.loc[runs.arm == "sham", "role"] = "peer"
-    executed = run_chapter("10_research", fake_study, monkeypatch, records=replace(records, runs=runs))
+    executed = run_chapter("10_research", fake_study, monkeypatch, draw=False, records=replace(records, runs=runs))
     mine, theirs = (runs[runs.arm == arm].set_index("seed") for arm in ("hybrid", "sham"))
     for row in executed.names["against"].itertuples():
         assert row.change_pct == pytest.approx(
@@ -261,7 +261,8 @@ def test_where_the_study_trained_adamw_itself_its_own_seeds_say_how_far_the_hybr
         fake.write("hybrid", seed, gap_nats=-0.55)
         fake.write("hybrid_tuned", seed, gap_nats=-0.45 if seed == 3 else -0.6)
     few = pd.DataFrame([trial("equal_steps", f"adamw-{rate}", 5.0, 410, 410, None) for rate in (1, 2)])
-    said = run_chapter("10_research", fake, monkeypatch, found=Research(few, [])).shown["level_said"].content
+    executed = run_chapter("10_research", fake, monkeypatch, draw=False, found=Research(few, []))
+    said = executed.shown["level_said"].content
     assert said.startswith(
         "AdamW alone, in fp32, the best of 2 rates on the pilot seed, decayed for 410 computed steps, ends at"
     )

@@ -13,7 +13,7 @@ from chapter import run_chapter
 
 from hybridlib.benchmark import contenders, machine, measure, tokens
 from hybridlib.benchmark.contenders import HuggingFace, Hybrid, SameParts, Workload
-from hybridlib.benchmark.machine import subnormal_slowdown, training_share
+from hybridlib.benchmark.machine import subnormal_slowdown
 from hybridlib.benchmark.measure import in_steps_of, numbers, offload_share
 from hybridlib.benchmark.side_by_side import Spread, in_turns, ratio
 from hybridlib.study.run import Run
@@ -90,17 +90,6 @@ def test_the_hugging_face_trainer_trains_on_the_same_rows() -> None:
     before = [w.clone() for w in contender.model.parameters()]
     assert len(contender()) == 3
     assert all(not torch.equal(a, b) for a, b in zip(before, contender.model.parameters()) if a.ndim == 2)
-
-
-def test_the_share_of_training_is_steps_over_jobs(tmp_path: Path) -> None:
-    assert training_share(tmp_path) is None
-    (tmp_path / "results").mkdir(), (tmp_path / "runs" / "a").mkdir(parents=True)
-    (tmp_path / "results" / "pipeline.csv").write_text("job,seconds\na,8\nchapter,2\nmissing,\n")
-    (tmp_path / "runs" / "a" / "steps.csv").write_text("step,step_s\n1,1.5\n2,2.5\n")
-    assert training_share(tmp_path) == pytest.approx(0.4)
-    (tmp_path / "runs" / "left to --full").mkdir()
-    (tmp_path / "runs" / "left to --full" / "steps.csv").write_text("step,step_s\n1,9.0\n")
-    assert training_share(tmp_path) == pytest.approx(0.4), "a run that the pipeline did not time adds no steps either"
 
 
 def test_a_product_with_subnormal_elements_is_timed_against_one_without(monkeypatch) -> None:

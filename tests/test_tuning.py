@@ -125,6 +125,26 @@ def test_a_table_of_another_search_is_named(tiny: Path, capsys: pytest.CaptureFi
     assert f"{name}.csv has no column {lacking}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(settings=dict(steps=31)), "has trials of other settings"),
+        (dict(ranges=RANGES | {"optimizer.lr": dict(low=1e-9, high=1e-8, log=True)}), "outside of the range"),
+    ],
+)
+def test_trials_that_the_search_would_not_make_now_are_refused(tiny: Path, change: dict, said: str) -> None:
+    study = load_study(str(tiny / "tiny.yaml"))
+    search = searches.searches(study)["adam"]
+    file = searches.table(study, "adam")
+    file.parent.mkdir(parents=True)
+    row = dict(trial=0) | {place: span.at(0.5) for place, span in search.ranges.items()} | dict(loss_8=3.0, loss_9=3.0)
+    for more in ({}, dict(asked=searches.asked_of(study, "adam", search))):
+        pd.DataFrame([row | more]).to_csv(file, index=False)
+        assert len(tried(study, "adam", search)) == 1
+    with pytest.raises(ParameterError, match=rf"adam\.csv.*{said}"):
+        tried(study, "adam", Search(**ASKED | change))
+
+
 def test_every_arm_has_as_many_trials_on_the_same_pilot_seeds() -> None:
     assert len({(search.trials, search.start, tuple(search.seeds)) for search in SEARCHES.values()}) == 1
     assert all(search.trials >= 24 and len(search.seeds) >= 2 for search in SEARCHES.values())

@@ -57,7 +57,7 @@ METRICS = {
     "predict_memory_pct": Metric(
         "memory in Predict", "%", "share", "peak_mb_predict", "peak_mb_run", "memory in Predict (%)"
     ),
-    "divergences_per_1000": Metric("divergences per 1000 steps", "", "rate", "divergences", "nominal_steps"),
+    "divergences_per_1000": Metric("divergences per 1000 nominal steps", "", "rate", "divergences", "nominal_steps"),
 }
 
 

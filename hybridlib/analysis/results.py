@@ -134,7 +134,7 @@ def readme_headline(studies: dict[str, dict[str, Any]]) -> str:
     for name, of in studies.items():
         study, worth = load_study(name), Show(OUTPUTS / name).saved("worth_said")
         said = (
-            "HybridTrainer predicts more than half of the training steps of GPT-2 instead of computing them. With "
+            "HybridTrainer replaces more than half of the training steps of GPT-2 by jumps without a gradient. With "
             f"{study.model.n_layer} layers of width {study.model.n_embd} and {study.batch_size * study.seq_len} tokens "
             f"a step, on {of['device']}, it has the held-out loss of the brief's baseline (Adam at a constant rate of "
             f"{study.arms[BASELINE].optimizer.lr:g}, untuned) {_measured(of['criteria']['H1'])} as fast."

@@ -78,7 +78,8 @@ def smoothed_lines(
     lines = alt.Chart(on_top(rows, "arm")[["arm", "seed", "step", "value"]]).mark_line(strokeWidth=1.3)
     y = alt.Y("value:Q", title=title, scale=scale)
     paint = colour("arm", in_order(rows, "arm"))
-    return zoomed(lines.encode(x=alt.X("step:Q", title="nominal step"), y=y, color=paint, detail="seed:N"))
+    x = alt.X("step:Q", title="nominal step", axis=alt.Axis(tickCount=5))
+    return zoomed(lines.encode(x=x, y=y, color=paint, detail="seed:N"))
 
 
 @drawn
@@ -106,12 +107,12 @@ def phase_timeline(steps: pd.DataFrame) -> alt.TopLevelMixin:
     phases, marked = colour("phase", list(PHASES)), alt.selection_interval(encodings=["x"])
     losses = small(steps[(steps.real == 1) & steps.loss.notna()])[["arm", "seed", "step", "loss"]]
     loss = alt.Chart(losses).mark_line(clip=True, strokeWidth=0.8, color=BLACK, opacity=0.7).encode(
-        x=alt.X("step:Q", title=None, scale=alt.Scale(nice=False, domain=marked)),
+        x=alt.X("step:Q", title=None, scale=alt.Scale(nice=False, domain=marked), axis=alt.Axis(tickCount=5)),
         y=alt.Y("loss:Q", title="training loss (nats)", scale=_CLOSE),
         detail=["arm:N", "seed:N"],
     )  # fmt: skip
     loss = loss.properties(width=WIDTH - 80, height=110)
-    x = alt.X("start:Q", title="nominal step", scale=alt.Scale(nice=False))
+    x = alt.X("start:Q", title="nominal step", scale=alt.Scale(nice=False), axis=alt.Axis(tickCount=5))
     strips = alt.Chart(segments[["run", "phase", "start", "end"]]).mark_bar(height=15)
     strips = strips.encode(x=x, x2="end:Q", y=alt.Y("run:N", title=None), color=phases).add_params(marked)
     shares = phase_shares(steps).melt(["arm", "phase"], ["steps", "seconds"], "of", "share")

@@ -33,15 +33,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--study", default="cpu", metavar="NAME|FILE")
     parser.add_argument("--device", default="auto", type=arguments.device, metavar=arguments.DEVICES)
     parser.add_argument("--larger", default="gpt2-small", metavar="NAME|FILE", help="a study whose size to measure too")
-    parser.add_argument("--rounds", type=int, help="blocks of each contender")
+    parser.add_argument("--rounds", type=arguments.count, help="blocks of each contender")
     args = parser.parse_args(argv)
     replace_unknown_characters()
     try:
         studies = [load_study(name) for name in dict.fromkeys((args.study, args.larger))]
         pick_device(args.device, 1)
-    except ValueError as error:  # ParameterError is one, and a device that is not there says it so
+        measure(studies, args)
+    except (ValueError, OSError) as error:  # ParameterError, a device that is not there, a corpus, a full disk
         print(error, file=sys.stderr)
         return 2
+    return 0
+
+
+def measure(studies: list[Study], args: argparse.Namespace) -> None:
+    """Measure the `studies`, the first and the larger, as `args` asks for it, and write what is found."""
     folder, tables = OUTPUTS / studies[0].study / "results", {}
     found = alone(facts, studies[0], args.device)
     for study in studies:
@@ -56,7 +62,6 @@ def main(argv: list[str] | None = None) -> int:
         rungs = climb(study, args.device, rounds, study.timing.real_steps)
         keep(folder, found, tables, study, dict(ladder=rungs))
     console.print(ratio_table(found, studies))
-    return 0
 
 
 def key_of(study: Study) -> str:

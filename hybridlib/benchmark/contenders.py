@@ -122,7 +122,8 @@ class Hybrid:
         return real
 
     def _step(self) -> None:
-        self.records.add(self.trainer.step(self.work.batch(self.trainer.real_steps)))
+        trainer = self.trainer  # which takes no batch in Predict: to make one is off a run's clock, too
+        self.records.add(trainer.step(self.work.batch(trainer.real_steps) if trainer.state.real else None))
 
 
 def cycle_steps(run: Run) -> int:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 from hybridlib.benchmark.contenders import Workload
 from hybridlib.benchmark.side_by_side import median_s, timed
 from hybridlib.study import provenance
-from hybridlib.study.parameters import OUTPUTS
 from hybridlib.study.run import Run
 from hybridlib.study.schema import Study
 from hybridlib.training.assemble import device_name, pick_device
@@ -58,7 +56,7 @@ def copy_bytes_per_s(device: torch.device) -> float:
 
 
 def facts(study: Study, device_choice: str) -> dict[str, Any]:
-    """Return what this machine can do at best, what it and the code are, and how much of `study`'s time was training.
+    """Return what this machine can do at best at the precisions of `study`, and what it and the code are.
 
     `device_choice` is the name given to `pick_device`.
     """
@@ -69,7 +67,6 @@ def facts(study: Study, device_choice: str) -> dict[str, Any]:
         gemm_bf16_flops_per_s=gemm_flops_per_s(device, torch.bfloat16),
         copy_bytes_per_s=copy_bytes_per_s(device),
         subnormal_slowdown=subnormal_slowdown(device),
-        training_share=training_share(OUTPUTS / study.study),
         device=device_name(device, run.threads),
         code=provenance.code(),
         versions=provenance.versions(),
@@ -112,18 +109,3 @@ def anatomy(work: Workload, steps: int) -> pd.DataFrame:
             optimizer.step()
             optimizer.zero_grad()
     return pd.DataFrame([dict(part=part, seconds=float(np.median(found[1:]))) for part, found in parts.items()])
-
-
-def training_share(study_folder: Path) -> float | None:
-    """Return the seconds inside steps over those of all jobs under `study_folder`, chapters and report included.
-
-    Runs that the pipeline did not time are left out of both; None before a study has run.
-    """
-    try:
-        jobs = pd.read_csv(study_folder / "results" / "pipeline.csv").set_index("job")
-        jobs_s = pd.to_numeric(jobs.seconds, errors="coerce").dropna()
-    except (OSError, ValueError, KeyError, AttributeError):  # not there yet, or damaged
-        return None
-    runs = [steps for steps in study_folder.glob("runs/*/steps.csv") if steps.parent.name in jobs_s]
-    steps_s = sum(pd.read_csv(steps, usecols=["step_s"]).step_s.sum() for steps in runs)
-    return float(steps_s / jobs_s.sum()) if len(jobs_s) else None

@@ -152,8 +152,9 @@ def grow(study: Study, device_choice: str, steps: int = 4) -> pd.DataFrame:
     Columns `parameters, tokens, seconds, flops, over`; `device_choice` is the name given to `pick_device`.
     """
     run = study.timed_run("baseline")
+    used = run.source.tokenizer_vocab or 0
     models = [
-        Model(n_layer=layers, n_head=layers, n_embd=width, block_size=512, vocab_size=rows)
+        Model(n_layer=layers, n_head=layers, n_embd=width, block_size=max(512, run.seq_len), vocab_size=max(rows, used))
         for layers, width, rows in SIZES
     ]
     changes = [("parameters", dict(model=model)) for model in models]

@@ -9,10 +9,11 @@ import sys
 
 import pandas as pd
 
-from hybridlib.benchmark.contenders import Hybrid, Workload
+from hybridlib.benchmark.contenders import Hybrid, Workload, cycle_steps
 from hybridlib.benchmark.side_by_side import alone, in_turns
 from hybridlib.study import arguments
 from hybridlib.study.parameters import OUTPUTS, ParameterError, load_study
+from hybridlib.study.run import Run
 from hybridlib.study.schema import Study
 from hybridlib.study.storage import write_atomically
 from hybridlib.study.sweeps import COMPARED, path, sweeps
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hybridlib.benchmark.peers", description=__doc__.split("\n")[0])
     parser.add_argument("--study", default="cpu", metavar="NAME|FILE")
     parser.add_argument("--device", default="auto", type=arguments.device, metavar=arguments.DEVICES)
-    parser.add_argument("--rounds", type=int, help="blocks of each arm")
+    parser.add_argument("--rounds", type=arguments.count, help="blocks of each arm")
     parser.add_argument("--to", default="hybrid_tuned", metavar="ARM", help="whose time the others have")
     args = parser.parse_args(argv)
     try:
@@ -33,11 +34,11 @@ def main(argv: list[str] | None = None) -> int:
         if args.to not in arms:
             raise ParameterError(f"{path(study)}: no sweep {COMPARED}* compares an arm {args.to!r}: {', '.join(arms)}")
         pick_device(args.device, 1)
-    except ValueError as error:  # ParameterError is one, and a device that is not there says it so
+        found = alone(measure, study, arms, args.device, args.rounds or study.timing.rounds, study.timing.real_steps)
+        write_atomically(OUTPUTS / study.study / "results" / "speed_peers.csv", found.to_csv(index=False))
+    except (ValueError, OSError) as error:  # ParameterError, a device that is not there, a corpus, a full disk
         print(error, file=sys.stderr)
         return 2
-    found = alone(measure, study, arms, args.device, args.rounds or study.timing.rounds, study.timing.real_steps)
-    write_atomically(OUTPUTS / study.study / "results" / "speed_peers.csv", found.to_csv(index=False))
     print(f"Steps in the time of {args.to}: {equal_steps(found, args.to)}")
     return 0
 
@@ -51,7 +52,7 @@ def compared(study: Study) -> list[str]:
 def measure(study: Study, arms: list[str], device_choice: str, rounds: int, steps: int) -> pd.DataFrame:
     """Return what a nominal step of each of `arms` of `study` takes, jumps included: a row a round and arm.
 
-    Columns `round, arm, steps, nominal_step_s`, where `steps` are the arm's nominal ones. The arms take turns, `rounds`
+    Columns `round, arm, steps, nominal_step_s`, where `steps` are those of `whole`. The arms take turns, `rounds`
     blocks of `steps` computed steps each; `device_choice` is the name given to `pick_device`.
     """
     runs = {arm: study.timed_run(arm) for arm in arms}
@@ -59,19 +60,25 @@ def measure(study: Study, arms: list[str], device_choice: str, rounds: int, step
     with subnormals_as_zero():
         in_turns(contenders, rounds)
     rows = [
-        dict(round=at, arm=arm, steps=runs[arm].steps, nominal_step_s=seconds)
+        dict(round=at, arm=arm, steps=whole(runs[arm]), nominal_step_s=seconds)
         for arm, contender in contenders.items()
         for at, seconds in enumerate(contender.nominal_s[1:])  # the first block is not counted
     ]
     return pd.DataFrame(rows)
 
 
-def equal_steps(found: pd.DataFrame, arm: str) -> dict[str, int]:
-    """Return for each arm of `found`, as `measure` returns it, the steps that take as long as all steps of `arm`.
+def whole(run: Run) -> float:
+    """Return how many nominal steps of whole cycles take as long as those of `run`: in Warmup every step is computed.
 
-    All steps are taken for those of whole cycles. Those of Warmup, all of which are computed, take longer, so the
-    lengths are a little too short.
+    A predicted step is taken to cost nothing here, which makes it at most some thousandths too many.
     """
+    if (cycle := run.schedule) is None:
+        return run.steps
+    return run.steps + cycle.warmup * (cycle_steps(run) / (cycle.full + cycle.correct) - 1)
+
+
+def equal_steps(found: pd.DataFrame, arm: str) -> dict[str, int]:
+    """Return for each arm of `found`, as `measure` returns it, the steps that take as long as all steps of `arm`."""
     step_s, steps = found.groupby("arm").nominal_step_s.median(), found.groupby("arm").steps.first()
     return {other: round(step_s[arm] * steps[arm] / step_s[other]) for other in step_s.index}
 

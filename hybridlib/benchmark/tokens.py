@@ -2,7 +2,7 @@
 
 Muon orthogonalizes at every step and the hybrid once a cycle, at a cost that no token adds to. How much that is of a
 step's time depends on the batch. It needs the machine to itself; `results/speed_tokens.csv` of the study gets a row a
-block, and keeps those of other devices.
+block, and keeps those of other devices, sizes and batches.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from hybridlib.benchmark.contenders import Hybrid, Workload, cycle_steps
 from hybridlib.benchmark.side_by_side import alone, in_turns
 from hybridlib.study import arguments
 from hybridlib.study.parameters import OUTPUTS, load_study
+from hybridlib.study.progress_line import replace_unknown_characters
 from hybridlib.study.run import Run
 from hybridlib.study.schema import Study
 from hybridlib.study.storage import write_atomically
@@ -31,26 +32,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--study", default="cpu", metavar="NAME|FILE")
     parser.add_argument("--device", default="auto", type=arguments.device, metavar=arguments.DEVICES)
     parser.add_argument("--larger", default="gpt2-small", metavar="NAME|FILE", help="a study whose size to measure too")
-    parser.add_argument("--most", type=int, default=TOKENS[-1], help="tokens a step")
-    parser.add_argument("--most-larger", type=int, default=1024, help="tokens a step at the larger size")
-    parser.add_argument("--rounds", type=int, default=3, help="blocks of each arm")
+    parser.add_argument("--most", type=arguments.count, default=TOKENS[-1], help="tokens a step")
+    parser.add_argument("--most-larger", type=arguments.count, default=1024, help="tokens a step at the larger size")
+    parser.add_argument("--rounds", type=arguments.count, default=3, help="blocks of each arm")
     args = parser.parse_args(argv)
+    replace_unknown_characters()
     try:
         study, larger = load_study(args.study), load_study(args.larger)
         runs = {(study.study, tokens): at(study, tokens, "fp32") for tokens in TOKENS if tokens <= args.most}
         few = [tokens for tokens in TOKENS if tokens <= args.most_larger and larger.study != study.study]
         runs |= {(larger.study, tokens): at(larger, tokens, "bf16") for tokens in few}
         device = device_name(pick_device(args.device, 1), study.timed_run(ARMS[0]).threads)
-    except ValueError as error:  # ParameterError is one, and a device that is not there says it so
+        file = OUTPUTS / study.study / "results" / "speed_tokens.csv"
+        found = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["device", "study", "tokens"])
+        for (size, tokens), mine in runs.items():
+            new = alone(measure, mine, args.device, args.rounds).assign(device=device, study=size, tokens=tokens)
+            print(f"{size}, {tokens} tokens: {new.groupby('arm').computed_step_s.median().to_dict()}", flush=True)
+            earlier = (found.device == device) & (found.study == size) & (found.tokens == tokens)
+            found = pd.concat([some for some in (found[~earlier], new) if len(some)])
+            write_atomically(file, found.to_csv(index=False))
+    except (ValueError, OSError) as error:  # ParameterError, a device that is not there, a corpus, a full disk
         print(error, file=sys.stderr)
         return 2
-    file = OUTPUTS / study.study / "results" / "speed_tokens.csv"
-    earlier = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["device"])
-    rows = [earlier[earlier.device != device]]
-    for (size, tokens), mine in runs.items():
-        rows.append(alone(measure, mine, args.device, args.rounds).assign(device=device, study=size, tokens=tokens))
-        print(f"{size}, {tokens} tokens: {rows[-1].groupby('arm').computed_step_s.median().to_dict()}", flush=True)
-        write_atomically(file, pd.concat([some for some in rows if len(some)]).to_csv(index=False))
     return 0
 
 

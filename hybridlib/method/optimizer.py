@@ -25,9 +25,9 @@ class HybridOptimizer(WrappingOptimizer):
 
     Args:
         optimizer: the one to wrap, over all the parameters that are trained.
-        named_parameters: names for its parameters, as `model.named_parameters()` gives them. Those without a name are
-            numbered. Parameters that the optimizer does not hold, that require no gradient, have no elements, or are
-            no floating-point numbers are never predicted.
+        named_parameters: names for its parameters, as `model.named_parameters()` gives them. Those without a name have
+            that of a group's `param_names`, or a number. Parameters that the optimizer does not hold, that require no
+            gradient, have no elements, or are no floating-point numbers are never predicted.
         schedule: the phases, in nominal steps.
         predictor: what moves the weights of this optimizer alone; what it remembers of another is forgotten.
         moments: what a jump does to first moments: "keep" them, "decay" them by half, or "reset" the whole state.
@@ -40,6 +40,7 @@ class HybridOptimizer(WrappingOptimizer):
     Attributes:
         position: the nominal step about to be taken.
         computed_steps: gradients computed so far, those of withheld steps included.
+        undone_jumps: how many jumps have been undone.
         gate: judges a jump by the first loss after it.
         may_undo: whether a jump was made and no step taken since.
     """
@@ -60,9 +61,9 @@ class HybridOptimizer(WrappingOptimizer):
         super().__init__(optimizer)
         self.schedule, self.predictor, self.moments = schedule, predictor, moments
         self.gate, self.position = JumpGate(jump_margin_nats), schedule.start()
-        self.computed_steps, self.may_undo = 0, False
-        predictor.orthogonalizes = is_matrix or predictor.orthogonalizes
-        self._predicted = PredictedParameters(self, named_parameters, named_buffers, predictor)
+        self.computed_steps, self.undone_jumps, self.may_undo = 0, 0, False
+        predictor.orthogonalizes = is_matrix
+        self._predicted = PredictedParameters(self, named_parameters, named_buffers)
 
     @property
     def nominal_steps(self) -> int:
@@ -96,8 +97,10 @@ class HybridOptimizer(WrappingOptimizer):
             closure: computes the loss and its gradients, and returns the loss, as for any optimizer.
             loss: the loss, in nats, that the gradients were computed from. With it, or with a closure, a jump is judged
                 by the first loss after it, averaged over ranks: one that went wrong is undone, and this step's
-                gradient, taken at weights that are gone, moves nothing.
+                gradient, taken at weights that are gone, moves nothing. In the closure's place it is a `TypeError`.
         """
+        if closure is not None and not callable(closure):
+            raise TypeError(f"step takes a closure, not {type(closure).__name__}; a loss has its name: step(loss=loss)")
         found = None
         if closure is not None:
             with self.looking_ahead(), torch.enable_grad():
@@ -166,6 +169,7 @@ class HybridOptimizer(WrappingOptimizer):
         if not self.may_undo:
             raise RuntimeError("there is no jump to undo: none was made since the last computed step")
         self._predicted.put_back()
+        self.undone_jumps += 1
         self._begin_full()
 
     def accepts(self, loss: Tensor | float) -> bool:
@@ -204,17 +208,12 @@ class HybridOptimizer(WrappingOptimizer):
         self._predicted.renew()
 
     def extra_state(self, materialize: bool) -> dict[str, Any]:
-        before = self._predicted.before_jump.entries() if self.may_undo else {}
-        stored = dict(predictor=self.predictor.state_dict(), before_jump=before)
-        if materialize:
-            stored = {key: {name: tensor.read() for name, tensor in kept.items()} for key, kept in stored.items()}
-        counts = dict(position=self.position.packed(), may_undo=self.may_undo, computed_steps=self.computed_steps)
-        return counts | stored | dict(losses=list(self.gate.losses), path=self._predicted.path)
+        counts = dict(computed_steps=self.computed_steps, undone_jumps=self.undone_jumps, may_undo=self.may_undo)
+        found = dict(position=self.position.packed(), losses=list(self.gate.losses)) | counts
+        return found | self._predicted.state(self.may_undo, materialize)
 
     def load_extra_state(self, extra: dict[str, Any]) -> None:
         self.position, self.computed_steps = PhaseState.unpacked(extra["position"]), extra["computed_steps"]
-        self.may_undo = extra["may_undo"]
+        self.undone_jumps, self.may_undo = extra.get("undone_jumps", 0), extra["may_undo"]
         self.gate = JumpGate(self.gate.margin_nats, extra["losses"])
-        self._predicted.path = extra["path"]
-        self.predictor.load_state_dict(extra["predictor"])
-        self._predicted.before_jump.keep(extra["before_jump"].items())
+        self._predicted.load(extra)

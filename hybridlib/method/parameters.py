@@ -1,8 +1,10 @@
 """The parameters that a predictor moves: their names, which can be predicted, which are moved as matrices."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +24,11 @@ class PredictedParameters:
     unless a predicate has told it.
 
     Args:
-        optimizer: the one that holds the parameters.
-        named_parameters: pairs of a name and a parameter; parameters without a name are numbered.
+        optimizer: the one that holds the parameters, and whose `predictor` moves them.
+        named_parameters: pairs of a name and a parameter. Those without a name have that of their group's
+            `param_names`, and where it has none they are numbered.
         named_buffers: what a forward pass changes besides, to be put back with the parameters; or a function that
             returns it.
-        predictor: what moves them.
 
     Attributes:
         all: those that can be predicted, frozen ones among them.
@@ -35,15 +37,13 @@ class PredictedParameters:
     """
 
     def __init__(
-        self,
-        optimizer: Optimizer,
-        named_parameters: Iterable[tuple[str, Tensor]],
-        named_buffers: NamedBuffers,
-        predictor: Predictor,
+        self, optimizer: Any, named_parameters: Iterable[tuple[str, Tensor]], named_buffers: NamedBuffers
     ) -> None:
-        self.optimizer, self.predictor = optimizer, predictor
-        self.before_jump = TensorStore()
-        predictor.forget()
+        self.optimizer, self.before_jump = optimizer, TensorStore()
+        if not hasattr(self.predictor, "store"):
+            raise TypeError(f"{type(self.predictor).__name__}.__init__ must call super().__init__()")
+        self.predictor.forget()
+        self.predictor.owner = self._token = object()
         self._buffers = named_buffers if callable(named_buffers) else tuple(named_buffers)
         self.path: list[str] | None = None
         self._names = first_names(named_parameters)
@@ -51,10 +51,19 @@ class PredictedParameters:
 
     def renew(self) -> None:
         """Take in the optimizer's parameter groups as they are now."""
-        self.all: Weights = predictable(self.optimizer, self._names)
+        names = dict(self._names)
+        for group in self.optimizer.param_groups:
+            for weight, name in zip(group["params"], group.get("param_names", ())):
+                names.setdefault(weight, name)
+        self.all: Weights = predictable(self.optimizer, names)
         chosen, told_before = ChosenByGroup(self.optimizer), self.predictor.orthogonalizes
         if chosen.said and (told_before is None or isinstance(told_before, ChosenByGroup)):
             self.predictor.orthogonalizes = chosen
+
+    @property
+    def predictor(self) -> Predictor:
+        """What moves the parameters."""
+        return self.optimizer.predictor
 
     @property
     def weights(self) -> Weights:
@@ -64,8 +73,11 @@ class PredictedParameters:
     def followed(self, phase: Phase) -> Weights:
         """Return the weights for the predictor to follow in `phase`.
 
-        Where other parameters require gradients than before, the path so far is not theirs: a new one begins.
+        Where other parameters require gradients than before, the path so far is not theirs: a new one begins. Raises
+        `RuntimeError` where the predictor follows those of another optimizer since.
         """
+        if self.predictor.owner is not self._token:
+            raise RuntimeError("this predictor is another HybridOptimizer's: each needs one of its own, from its start")
         weights = self.weights
         before, self.path = self.path, [name for name, _ in weights]
         if before is not None and self.path != before:
@@ -107,6 +119,37 @@ class PredictedParameters:
             raise RuntimeError(f"a jump cannot be undone: {other[0]} has not the shape any more that it had before")
         for name in kept:
             self.before_jump.read(name, now[name].detach())
+
+    def state(self, undoable: bool, materialize: bool) -> dict[str, Any]:
+        """Return the path, and what the last jump changed if it is `undoable`; if `materialize`, with tensors read."""
+        before = self.before_jump.entries() if undoable else {}
+        stored: dict[str, dict[str, Any]] = dict(predictor=self.predictor.state_dict(), before_jump=before)
+        if materialize:
+            stored = {key: {name: tensor.read() for name, tensor in kept.items()} for key, kept in stored.items()}
+        return dict(path=self.path, path_of=self._path_of) | stored
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, which `state` returned.
+
+        The path of another predictor, or of parameters of other names, leads nowhere: a warning says so, and a new one
+        begins.
+        """
+        self.before_jump.keep(state["before_jump"].items())
+        self.path = state["path"]
+        path_of, names = state.get("path_of", self._path_of), {name for name, _ in self.all}
+        strange = [name for name in self.path or () if name not in names]
+        if path_of == self._path_of and not strange:
+            self.predictor.load_state_dict(state["predictor"])
+            return
+        self.predictor.forget()
+        if self.path:
+            self.path = []
+            why = f"no parameter is named {strange[0]}" if strange else f"it is of {path_of}, not of {self._path_of}"
+            warnings.warn(f"the path in this state cannot be followed, and a new one begins: {why}", stacklevel=4)
+
+    @property
+    def _path_of(self) -> str:
+        return f"{type(self.predictor).__name__}, {self.predictor.copies} copies"
 
     def _changed(self, weights: Weights) -> Iterator[tuple[str, Tensor]]:
         yield from ((f"weight.{name}", weight) for name, weight in weights)

@@ -4,6 +4,8 @@
 all that the next trial depends on.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,12 +14,13 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import Field, ValidationError, model_validator
 
-from hybridlib.study import parameters
+from hybridlib.study import parameters, progress
 from hybridlib.study.arm import Strict
 from hybridlib.study.parameters import ParameterError, refusal
 from hybridlib.study.run import Run
 from hybridlib.study.schema import Seeds, Study
-from hybridlib.study.sweeps import changed, questions
+from hybridlib.study.sweeps import changed, put, questions
+from hybridlib.training import NUMERICS
 
 MARGIN = 0.1  # of a range: a best setting so near to an end may have a better one beyond it
 
@@ -114,11 +117,21 @@ def table(study: Study, name: str) -> Path:
     return parameters.OUTPUTS / study.study / "tuning" / f"{name}.csv"
 
 
+def asked_of(study: Study, name: str, search: Search) -> str:
+    """Return what tells trials of `search`, called `name` in `study`, from another's: a hash of what they all share."""
+    shared = trial(study, name, search, 0, {})[0].model_dump(mode="json", exclude=progress.UNUSED | {"seed"})
+    for place in search.ranges:
+        put(shared, place.split("."), None)
+    text = json.dumps(shared | dict(numerics=NUMERICS), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def tried(study: Study, name: str, search: Search) -> pd.DataFrame:
     """Return the trials so far of `search`, called `name` in `study`.
 
-    Columns `trial`, the settings, `loss_<seed>`, and their mean `loss`. Raise `ParameterError` where the table lacks
-    a setting or a seed of the search.
+    Columns `trial`, the settings, `loss_<seed>`, their mean `loss`, and `asked`, that of `asked_of`, which trials lack
+    that were made before it was kept. Raise `ParameterError` where the table lacks a setting or a seed of the search,
+    or has a trial that the search as it stands would not make.
     """
     losses = [f"loss_{seed}" for seed in search.seeds]
     file = table(study, name)
@@ -126,6 +139,17 @@ def tried(study: Study, name: str, search: Search) -> pd.DataFrame:
     if lacking := sorted({"trial", *search.ranges, *losses} - set(found)):
         raise ParameterError(
             f"{file} has no column {lacking[0]}: it is of another search {name!r} than {path(study)} has; move it away"
+        )
+    for place, span in search.ranges.items():
+        if len(outside := found[~found[place].between(span.low, span.high)]):
+            raise ParameterError(
+                f"{file}: trial {outside.trial.iloc[0]} has {place} = {outside[place].iloc[0]:g}, outside of the range "
+                f"in {path(study)}: widen that, or move the file away"
+            )
+    if "asked" in found and (found.asked.dropna() != asked_of(study, name, search)).any():
+        raise ParameterError(
+            f"{file} has trials of other settings, or of another NUMERICS, than {path(study)} and today's code have "
+            f"for {name}: move it away"
         )
     return found.assign(loss=found[losses].mean(axis=1))
 

@@ -77,10 +77,11 @@ class CheckpointFile:
                 write(part, whole)
                 if path == self.path:
                     self.stopped.unlink(missing_ok=True)  # first: it must not outlive what is newer
-                    if path.exists():
+                    if path.exists() and path not in self._refused:  # else the one before it is what is sound
                         path.replace(self.previous)
-                        self._refused = {self.previous} if path in self._refused else set()
+                        self._refused.discard(self.previous)
                 part.replace(path)
+                self._refused.discard(path)
             finally:
                 part.unlink(missing_ok=True)
 
@@ -100,13 +101,13 @@ class CheckpointFile:
             self._refused.add(path)
         return None
 
-    @staticmethod
-    def _sound(paths: Iterable[Path]) -> Iterator[tuple[Path, State]]:
+    def _sound(self, paths: Iterable[Path]) -> Iterator[tuple[Path, State]]:
         for path in filter(Path.exists, paths):
             try:
                 yield path, read(path)
             except Damaged as error:
                 warnings.warn(f"{error}; going on from an earlier state", stacklevel=2)
+                self._refused.add(path)
 
 
 def write(path: Path, state: Any) -> None:
@@ -147,7 +148,8 @@ def read(path: Path) -> Any:
             about = file.metadata() or {}
             if about.get("sha256") != sha256(path, about.get("sha256", "").encode()):
                 raise Damaged(f"{path} is damaged: its content does not match its checksum")
-            return built(json.loads(about["form"]), file.get_tensor)
+            # Copied: a tensor of the library's maps the whole file, which would stay in memory as long as it lives.
+            return built(json.loads(about["form"]), lambda name: file.get_tensor(name).clone())
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         if isinstance(error, Damaged):
             raise

@@ -90,6 +90,8 @@ def train(run: Run, device_choice: str = "auto") -> dict[str, Any]:
         if run.fault:
             install(run.fault, trainer)
         resumed, saved = saved is not None, None
+        give_back()
+        meter.enter_phase()  # what loading took is no step's
         loop = Loop(run, trainer, records, source, preemption)
         compile_s = loop.rehearse() if run.compile else 0.0
         loop.until(run.steps)
@@ -154,7 +156,8 @@ class Loop:
         trainer, run = self.trainer, self.run
         if not run.goes_on:
             return
-        trainer.snapshot()  # records too: an extension starts here, even if the target is known only later
+        if trainer.state.step == run.steps + 1:  # records too: it starts here, even if the target is known only later
+            trainer.snapshot()
         if progress.may_extend(run, trainer.state.step - 1):
             target = progress.target_loss(run)
             while trainer.state.step <= run.most_steps and self.held_out_loss > target:

@@ -6,12 +6,13 @@ resumed run too; at all others what it wraps behaves as before.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hybridlib.method.predictors.base import Predictor, Weights
+from hybridlib.method.predictors.base import Weights
 from hybridlib.study.arm import Fault
 from hybridlib.study.records import StepRecord
 from hybridlib.training.objective import Objective, mapped, size_of, tensors_of
@@ -49,20 +50,15 @@ class SpoiltObjective(Objective):
         return loss
 
 
-class WildPredictor(Predictor, by_name=False):
-    """The `predictor`, jumping `factor` times as far while `strikes()` is true; `factor` is above 1."""
-
-    def __init__(self, predictor: Predictor, strikes: Callable[[], bool], factor: float) -> None:
-        self.predictor, self.strikes, self.factor = predictor, strikes, factor
-        self.store, self.copies = predictor.store, predictor.copies
-        self.start, self.observe = predictor.start, predictor.observe
-
-    @torch.no_grad()
-    def predict(self, weights: Weights, horizon: int, progress: float) -> None:
-        before = [weight.detach().clone() for _, weight in weights] if self.strikes() else []
-        self.predictor.predict(weights, horizon, progress)
-        for (_, weight), start in zip(weights, before):
-            weight.copy_(start + self.factor * (weight - start))
+@torch.no_grad()
+def wild(
+    predict: Callable[..., None], strikes: Callable[[], bool], factor: float, weights: Weights, *given: Any
+) -> None:
+    """Have `predict` move the `weights`, with what else it is `given`, `factor` times as far while `strikes()`."""
+    before = [weight.detach().clone() for _, weight in weights] if strikes() else []
+    predict(weights, *given)
+    for (_, weight), start in zip(weights, before):
+        weight.copy_(start + factor * (weight - start))
 
 
 def noise(batch: Any) -> Any:
@@ -107,7 +103,8 @@ def install(fault: Fault, trainer: HybridTrainer) -> None:
         case "corrupt_batch":
             trainer.objective = SpoiltObjective(trainer.objective, strikes, batch=noise)
         case "wild_jump":
-            trainer.optimizer.predictor = WildPredictor(trainer.optimizer.predictor, strikes, fault.factor)
+            predictor = trainer.optimizer.predictor
+            predictor.predict = partial(wild, predictor.predict, strikes, fault.factor)
         case "out_of_memory":
             trainer.objective = SpoiltObjective(trainer.objective, strikes, memory=0.5)
         case kind:

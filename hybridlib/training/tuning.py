@@ -24,7 +24,19 @@ from hybridlib.study.parameters import load_study
 from hybridlib.study.progress_line import replace_unknown_characters
 from hybridlib.study.records import RunFolder
 from hybridlib.study.schema import Study
-from hybridlib.study.searches import Range, Search, at_an_edge, best, path, point_of, searches, table, trial, tried
+from hybridlib.study.searches import (
+    Range,
+    Search,
+    asked_of,
+    at_an_edge,
+    best,
+    path,
+    point_of,
+    searches,
+    table,
+    trial,
+    tried,
+)  # fmt: skip
 from hybridlib.study.storage import write_atomically
 from hybridlib.study.sweeps import chosen
 from hybridlib.training.trials import train_side_by_side
@@ -100,7 +112,7 @@ def add_trial(
     if train_side_by_side(client, todo, device):
         raise CannotTrain(f"{name}: a run of trial {len(rows)} failed; its settings are {point}")
     losses = {f"loss_{run.seed}": loss_of(RunFolder(progress.run_folder(run)).facts) for run in runs}
-    row = pd.DataFrame([dict(trial=len(rows)) | point | losses])
+    row = pd.DataFrame([dict(trial=len(rows)) | point | losses | dict(asked=asked_of(study, name, search))])
     kept = rows.drop(columns="loss")
     write_atomically(table(study, name), (pd.concat([kept, row]) if len(kept) else row).to_csv(index=False))
     shutil.rmtree(progress.run_folder(runs[0]).parents[1])  # the row is what is kept of it

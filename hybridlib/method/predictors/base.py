@@ -16,7 +16,7 @@ Weights = Sequence[tuple[str, Tensor]]  # the named parameters that an optimizer
 
 
 class Predictor(ABC):
-    """Move the weights in Predict to where training would have taken them, without a batch, a loss or the optimizer.
+    """Move the weights in Predict, once for all of its steps, without a batch, a loss or the optimizer.
 
     A subclass's settings are the arguments of its `__init__`; those with a type of `hybridlib.method.settings`, or a
     plain bool, int, float or str, are checked when it is made. Defining the class is enough to use it by name.
@@ -25,7 +25,9 @@ class Predictor(ABC):
         store: what it remembers between calls, off the device, tensor by tensor.
         copies: that memory in multiples of the parameters.
         orthogonalizes: a predicate, by name and tensor: whether a parameter is moved as a linear map. `HybridOptimizer`
-            sets it where its user says so. Without it, or where it returns None, `is_matrix` and `is_embedding` decide.
+            sets it to its `is_matrix`, to what parameter groups say, or to None. Without it, or where it returns None,
+            `is_matrix` and `is_embedding` decide.
+        owner: stands for the `HybridOptimizer` whose weights it moves, set by that.
     """
 
     copies: int = 0
@@ -33,6 +35,7 @@ class Predictor(ABC):
     def __init__(self) -> None:
         self.store = TensorStore()
         self.orthogonalizes: Callable[[str, Tensor], bool | None] | None = None
+        self.owner: object = None
 
     def __init_subclass__(cls, by_name: bool = True, **options: Any) -> None:
         """Make the class an arm's choice, unless `by_name` is False."""
