@@ -9,13 +9,11 @@ from typing import Any
 import pandas as pd
 import yaml
 from command import finish, start
+from tiny import same_run
 
 from hybridlib.study import progress
 from hybridlib.study.parameters import load_study
-from hybridlib.study.records import RunFolder
 from hybridlib.training.experiment import train
-
-TIMED = ["step_s", "jump_s", "peak_mb"]
 
 # A study of one small run after another, long enough to be interrupted.
 TINY = dict(
@@ -42,11 +40,11 @@ def written(folder: Path, **changes: Any) -> str:
 
 
 def test_a_failed_run_stops_the_others_unless_told_to_keep_going(tmp_path):
-    tiny = written(tmp_path, steps=100)
-    status, said = finish(tmp_path, "--study", tiny, "--only", "benchmark")
+    study = written(tmp_path, steps=100)
+    status, said = finish(tmp_path, "--study", study, "--only", "benchmark")
     assert status == 1 and "no such file" in said and "CorpusError" in said and "--keep-going" in said
     assert "06_benchmark: complete" not in said
-    status, said = finish(tmp_path, "--study", tiny, "--only", "benchmark", "--keep-going")
+    status, said = finish(tmp_path, "--study", study, "--only", "benchmark", "--keep-going")
     assert status == 1 and "failed: baseline-text-s1" in said and "06_benchmark: complete" in said
     assert (tmp_path / "tiny" / "runs" / "baseline-markov-s1" / "run.json").exists()
     table = pd.read_csv(tmp_path / "tiny" / "results" / "pipeline.csv", index_col="job")
@@ -62,8 +60,8 @@ def until_checkpoint(folder: Path, process: subprocess.Popen[str]) -> None:
 
 
 def test_interrupted_locked_killed_and_resumed_is_as_if_nothing_was(tmp_path, monkeypatch):
-    tiny = written(tmp_path)
-    args = ("--study", tiny, "--only", "benchmark", "--data", "markov")
+    study = written(tmp_path)
+    args = ("--study", study, "--only", "benchmark", "--data", "markov")
     folder = tmp_path / "a" / "tiny" / "runs" / "baseline-markov-s1"
     first = start(tmp_path / "a", *args)
     until_checkpoint(folder, first)
@@ -83,7 +81,6 @@ def test_interrupted_locked_killed_and_resumed_is_as_if_nothing_was(tmp_path, mo
     status, said = finish(tmp_path / "a", *args)
     assert status == 0 and "partial" in said, said
     monkeypatch.setattr(progress, "OUTPUTS", tmp_path / "b")
-    train(load_study(tiny).run("baseline", "markov", 1), "cpu")
-    whole = RunFolder(tmp_path / "b" / "tiny" / "runs" / "baseline-markov-s1").steps()
-    assert RunFolder(folder).steps().drop(columns=TIMED).equals(whole.drop(columns=TIMED))
+    train(load_study(study).run("baseline", "markov", 1), "cpu")
+    assert same_run(folder, tmp_path / "b" / "tiny" / "runs" / "baseline-markov-s1")
     assert not list((tmp_path / "a").rglob("*.safetensors")), "a complete run keeps no checkpoint"

@@ -6,15 +6,14 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import nbformat
+from command import start
 from conftest import FakeStudy
 from test_crash import descendants, using
 
-from hybridlib.study.parameters import ROOT
 from hybridlib.study.storage import PART
 
 STAGES = ["benchmark", "memory", "report"]  # they read records, and write all kinds of file
@@ -22,12 +21,8 @@ ENDS = {".png": b"IEND\xaeB`\x82", ".pdf": b"%%EOF", ".svg": b"</svg>", ".html":
 SAME = ["results.json", "shown/*.json", "shown/*.csv", "results/criteria*.csv", "results/runs.csv", "*.md"]
 
 
-def started(fake: FakeStudy) -> subprocess.Popen:
-    environment = os.environ | {"HYBRIDLIB_OUTPUTS": str(fake.outputs)}
-    command = [sys.executable, "run_all.py", "--study", str(fake.file), "--only", *STAGES]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def started(fake: FakeStudy) -> subprocess.Popen[str]:
+    return start(fake.outputs, "--study", str(fake.file), "--only", *STAGES)
 
 
 def not_whole(folder: Path) -> list[str]:

@@ -4,15 +4,14 @@ The last tests train one, from a file outside `params/` to its report.
 """
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from chapter import Executed, run_chapter
+from command import finish
 from conftest import FakeStudy
 
 from hybridlib.analysis.load import read_records
@@ -155,11 +154,9 @@ def trained(tmp_path_factory) -> tuple[Path, str]:
     (folder / "corpus" / "prose.txt").write_text((ROOT / "README.md").read_text(encoding="utf-8") * 3)
     OWN["sources"]["prose"]["paths"] = [str(folder / "corpus")]
     (folder / "mine.yaml").write_text(yaml.safe_dump(OWN, sort_keys=False))
-    environment = os.environ | {"HYBRIDLIB_OUTPUTS": str(folder / "outputs"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "run_all.py", "--study", str(folder / "mine.yaml")]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:]
-    return folder / "outputs" / "mine", done.stdout
+    status, said = finish(folder / "outputs", "--study", str(folder / "mine.yaml"))
+    assert status == 0, said[-3000:]
+    return folder / "outputs" / "mine", said
 
 
 def test_a_study_outside_params_is_trained_and_typeset(trained) -> None:

@@ -82,9 +82,10 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     """Say in one sentence whether the compared runs, the `rows`, were reproduced."""
     if all(row["equal"] for row in rows):
         return "Reproduced: equal to the last digit, times and memory apart."
-    worst = max(list(filter(contradicted, rows)) or rows, key=lambda row: row["final_loss"] / row["allowed"])
+    wrong = list(filter(contradicted, rows))
+    worst = max(wrong or rows, key=lambda row: row["final_loss"] / row["allowed"])
     by = f"{worst['final_loss']:.1e}"
-    if not agree(rows):
+    if wrong:
         which = f"the final held-out loss of {worst['run']}"
         return f"DO NOT AGREE: {which} differs by {by} of it, more than {worst['allowed']:.0e}."
     if not same(worst):
